@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEATURE_FIELDS', 'FEATURE_PARAMS', 'depth_sum', 'share', 'dominance', 'ratio', 'mid', 'microprice', 'spread_bps',
-           'confirmed', 'side_flow', 'ofi', 'fade', 'blend', 'order_size', 'clear', 'update_flow', 'update']
+           'confirmed', 'known', 'ofi', 'fade', 'blend', 'order_size', 'clear', 'update_foot', 'update_vol', 'update']
 
 # %% ../../nbs/strategy/00_features.ipynb #9acbef3e
 import math
@@ -15,6 +15,7 @@ from numba import njit
 @njit(cache=True, nogil=True, error_model="numpy")
 def depth_sum(qty, levels: int) -> float:  # type: ignore[no-untyped-def]
     "Displayed quantity over the first `levels` levels of one side."
+    if levels == 5: return qty[0] + qty[1] + qty[2] + qty[3] + qty[4]
     total = 0.0
     for k in range(levels): total += qty[k]
     return total
@@ -69,28 +70,26 @@ def confirmed(qty, other, levels: int, multiple: float) -> int:  # type: ignore[
 
 # %% ../../nbs/strategy/00_features.ipynb #2f9a30c0
 @njit(cache=True, nogil=True, error_model="numpy")
-def side_flow(px: float, qty: float, px0: float, qty0: float, sign: float) -> float:
-    "Quantity that arrived at (positive) or left one level; `sign` +1 for bids, -1 for asks."
-    new = -math.inf * sign if math.isnan(px) else px
-    old = -math.inf * sign if math.isnan(px0) else px0
-    better = (new - old) * sign if new != old else 0.0
-    if better > 0: return qty
-    return -qty0 if better < 0 else qty - qty0
+def known(px: float, missing: float) -> float:
+    "The price, or `missing` where the level is not shown."
+    return missing if math.isnan(px) else px
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def ofi(r, prev, levels: int) -> float:  # type: ignore[no-untyped-def]
     "Multi-level order-flow imbalance between two successive rows of a symbol, in quantity."
     e = 0.0
     for k in range(levels):
-        e += side_flow(r.bid_px[k], r.bid_qty[k], prev.bid_px[k], prev.bid_qty[k], 1.0)
-        e -= side_flow(r.ask_px[k], r.ask_qty[k], prev.ask_px[k], prev.ask_qty[k], -1.0)
+        bid, bid0 = known(r.bid_px[k], -math.inf), known(prev.bid_px[k], -math.inf)
+        ask, ask0 = known(r.ask_px[k], math.inf), known(prev.ask_px[k], math.inf)
+        e += (r.bid_qty[k] if bid >= bid0 else 0.0) - (prev.bid_qty[k] if bid <= bid0 else 0.0)
+        e -= (r.ask_qty[k] if ask <= ask0 else 0.0) - (prev.ask_qty[k] if ask >= ask0 else 0.0)
     return e
 
 # %% ../../nbs/strategy/00_features.ipynb #29fd5788
 @njit(cache=True, nogil=True, error_model="numpy")
 def fade(dt_ns: float, tau_ns: float) -> float:
     "Weight of the past after dt_ns with time constant tau_ns."
-    return math.exp(-dt_ns / tau_ns) if dt_ns > 0 else 1.0
+    return tau_ns / (tau_ns + max(dt_ns, 0.0))
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def blend(old: float, new: float, keep: float) -> float:
@@ -115,31 +114,45 @@ FEATURE_FIELDS = [(n, "<f8") for n in (
     "mid", "micro", "spread_bps", "pressure", "strength", "bid_depth", "ask_depth", "depth_ratio", "ofi", "gradient", "p_fast", "p_slow",
     "foot_bid", "foot_ask", "base_bid", "base_ask", "vol", "traded")]
 FEATURE_PARAMS = [("levels", "<i8"), ("whole_book", "<i8"), ("tau_fast", "<f8"), ("tau_slow", "<f8"), ("tau_ofi", "<f8"),
-                  ("tau_foot", "<f8"), ("tau_vol", "<f8")]
+                  ("tau_foot", "<f8"), ("tau_vol", "<f8"),
+                  ("want_flow", "<i8"), ("want_foot", "<i8"), ("want_vol", "<i8")]
 
+# %% ../../nbs/strategy/00_features.ipynb #4b0065ff
 @njit(cache=True, nogil=True, error_model="numpy")
 def clear(s) -> None:  # type: ignore[no-untyped-def]
     "State of a symbol that has not been seen: every feature unknown."
     s.mid = s.micro = s.spread_bps = s.pressure = s.strength = s.depth_ratio = math.nan
     s.p_fast = s.p_slow = s.base_bid = s.base_ask = s.foot_bid = s.foot_ask = s.vol = math.nan
-    s.ofi = s.gradient = s.traded = s.bid_depth = s.ask_depth = 0.0
+    s.ofi = s.gradient = math.nan
+    s.traded = s.bid_depth = s.ask_depth = 0.0
 
-# %% ../../nbs/strategy/00_features.ipynb #4b0065ff
 @njit(cache=True, nogil=True, error_model="numpy")
-def update_flow(s, r, prev, p, dt: float) -> None:  # type: ignore[no-untyped-def]
-    "Features that compare with the past: flow, gradient, footprint, variance, traded quantity."
-    m = mid(r)
-    s.ofi = s.ofi * fade(dt, p.tau_ofi) + ofi(r, prev, p.levels)
+def update_foot(s, r, p, dt: float) -> None:  # type: ignore[no-untyped-def]
+    "Footprint of both sides, against the baseline before this row."
+    bid, ask, keep = order_size(r.bid_qty, r.bid_orders, p.levels), order_size(r.ask_qty, r.ask_orders, p.levels), fade(dt, p.tau_foot)
+    s.foot_bid, s.foot_ask = bid / s.base_bid, ask / s.base_ask
+    s.base_bid, s.base_ask = blend(s.base_bid, bid, keep), blend(s.base_ask, ask, keep)
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def update_vol(s, m: float, p, dt: float) -> None:  # type: ignore[no-untyped-def]
+    "Running variance of the mid's return per second."
     if s.mid > 0 and m > 0 and dt > 0:
         ret = m / s.mid - 1.0
         s.vol = blend(s.vol, ret * ret / (dt * 1e-9), fade(dt, p.tau_vol))
-    s.traded = max(0.0, r.volume - prev.volume)
 
+# %% ../../nbs/strategy/00_features.ipynb #39aa3ada
 @njit(cache=True, nogil=True, error_model="numpy")
 def update(s, r, prev, p, first: bool, dt: float) -> None:  # type: ignore[no-untyped-def]
     "All features of row `r` into state `s`; `dt` is ns since the symbol's previous row."
-    if first: clear(s)
-    else: update_flow(s, r, prev, p, dt)
+    m = mid(r)
+    if first:
+        clear(s)
+        if p.want_flow: s.ofi = 0.0
+    else:
+        if p.want_flow: s.ofi = s.ofi * fade(dt, p.tau_ofi) + ofi(r, prev, p.levels)
+        if p.want_vol: update_vol(s, m, p, dt)
+        s.traded = max(0.0, r.volume - prev.volume)
+    if p.want_foot: update_foot(s, r, p, dt)
     s.bid_depth, s.ask_depth = depth_sum(r.bid_qty, p.levels), depth_sum(r.ask_qty, p.levels)
     s.depth_ratio = ratio(s.bid_depth, s.ask_depth)
     s.pressure = share(r.total_buy, r.total_sell) if p.whole_book != 0 else share(s.bid_depth, s.ask_depth)
@@ -147,7 +160,4 @@ def update(s, r, prev, p, first: bool, dt: float) -> None:  # type: ignore[no-un
     s.p_fast = blend(s.p_fast, s.pressure, fade(dt, p.tau_fast))
     s.p_slow = blend(s.p_slow, s.pressure, fade(dt, p.tau_slow))
     s.gradient = s.p_fast - s.p_slow
-    big_bid, big_ask, keep = order_size(r.bid_qty, r.bid_orders, p.levels), order_size(r.ask_qty, r.ask_orders, p.levels), fade(dt, p.tau_foot)
-    s.foot_bid, s.foot_ask = big_bid / s.base_bid, big_ask / s.base_ask
-    s.base_bid, s.base_ask = blend(s.base_bid, big_bid, keep), blend(s.base_ask, big_ask, keep)
-    s.mid, s.micro, s.spread_bps = mid(r), microprice(r), spread_bps(r)
+    s.mid, s.micro, s.spread_bps = m, microprice(r), spread_bps(r)
