@@ -71,7 +71,7 @@ _i16, _i64 = _loader(types.int16, ir.IntType(16)), _loader(types.int64, ir.IntTy
 _f64 = _loader(types.float64, ir.DoubleType())
 
 # %% ../../nbs/feed/07_packet.ipynb #2c1ffe0a
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _address(typing_context: Any, buffer: Any) -> Any:
     "Address of the first byte of a `bytes` object or a byte array."
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -79,7 +79,7 @@ def _address(typing_context: Any, buffer: Any) -> Any:
         return builder.ptrtoint(data, ir.IntType(64))
     return types.int64(buffer), emit
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _pointer(typing_context: Any, address: Any) -> Any:
     "The integer `address` as a pointer that `carray` accepts."
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -87,7 +87,7 @@ def _pointer(typing_context: Any, address: Any) -> Any:
     return types.voidptr(types.int64), emit
 
 # %% ../../nbs/feed/07_packet.ipynb #ed6757b7
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def token_key(
     addr: int,  # address of a packet's first byte
 ) -> int:  # (exchange type << 56) | token; -1 if the token is not a plain number
@@ -100,7 +100,7 @@ def token_key(
         token = token * 10 + (c - 48)
     return -1
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def find_sym(
     keys: npt.NDArray[np.int64],  # sorted `token_key`s
     syms: npt.NDArray[np.int32],  # universe index of each
@@ -141,7 +141,7 @@ def token_table(
     return TokenTable(np.array(keys, np.int64), np.array([seen[k] for k in keys], np.int32))
 
 # %% ../../nbs/feed/07_packet.ipynb #0d4e5557
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _put_levels(addr: int, bid_px: Any, bid_qty: Any, bid_orders: Any, ask_px: Any, ask_qty: Any, ask_orders: Any, divisor: float) -> int:
     "Write the ten level records to their sides; a status."
     bids, asks = 0, 0
@@ -159,7 +159,7 @@ def _put_levels(addr: int, bid_px: Any, bid_qty: Any, bid_orders: Any, ask_px: A
         else: return PACKET_LEVEL
     return _book_status(bid_px, ask_px)
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _book_status(bid_px: Any, ask_px: Any) -> int:
     "Is the book in order? NaN compares false, so missing levels never complain."
     for k in range(1, LEVELS):
@@ -167,7 +167,7 @@ def _book_status(bid_px: Any, ask_px: Any) -> int:
     return PACKET_CROSSED if bid_px[0] >= ask_px[0] else PACKET_OK
 
 # %% ../../nbs/feed/07_packet.ipynb #88a578e8
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _put_scalars(addr: int, row: Any, sym: int, recv: int, divisor: float) -> None:
     "Write everything but the levels."
     ltp, buy, sell = _i64(addr, _O_LTP), _f64(addr, _O_BUY), _f64(addr, _O_SELL)
@@ -179,7 +179,7 @@ def _put_scalars(addr: int, row: Any, sym: int, recv: int, divisor: float) -> No
     row["total_sell"] = sell if sell >= 0 and sell < np.inf else np.nan
 
 # %% ../../nbs/feed/07_packet.ipynb #b6e74af0
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def decode_into(
     addr: int,  # address of the packet's first byte
     length: int,  # its length in bytes
@@ -203,7 +203,7 @@ def decode_into(
     return _put_levels(addr, bid_px, bid_qty, bid_orders, ask_px, ask_qty, ask_orders, divisor)
 
 # %% ../../nbs/feed/07_packet.ipynb #0b31c865
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def decode_snap_quote(
     buf: bytes,  # the packet: bytes, or a C-contiguous uint8 array
     rows: Rows,  # DEPTH block to write into
@@ -212,11 +212,11 @@ def decode_snap_quote(
     recv: int,  # local receive time, ns UTC
 ) -> int:  # PACKET_* status
     "Decode one SNAP_QUOTE packet into `rows[i]`."
-    return decode_into(_address(buf), len(buf), rows, i, sym, recv)  # type: ignore[no-any-return,call-arg]
+    return decode_into(_address(buf), len(buf), rows, i, sym, recv)
 
 _row_type = DEPTH
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def decode_at(
     addr: int,  # address of the packet's first byte
     length: int,  # its length in bytes
@@ -226,7 +226,7 @@ def decode_at(
     recv: int,  # local receive time, ns UTC
 ) -> int:  # PACKET_* status
     "Decode from an address into a block known by its address."
-    return decode_into(addr, length, carray(_pointer(rows_addr), i + 1, _row_type), i, sym, recv)  # type: ignore[no-any-return,call-arg]
+    return decode_into(addr, length, carray(_pointer(rows_addr), i + 1, _row_type), i, sym, recv)
 
 # %% ../../nbs/feed/07_packet.ipynb #3a66615f
 _SAYS = {
