@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .depth import LEVELS, Rows
+from .depth import Rows
 from .errors import DataError
 from .instrument import Capabilities, Universe
 
