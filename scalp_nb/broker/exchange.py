@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCALE', 'UNKNOWN_QUEUE', 'to_units', 'from_units', 'draw', 'Book', 'read_book', 'Trigger', 'Working', 'Exchange',
-           'current_book', 'record_fill', 'queue_ahead', 'open_order', 'join_group', 'accept', 'match_row',
+           'current_book', 'end_order', 'record_fill', 'queue_ahead', 'open_order', 'join_group', 'accept', 'match_row',
            'cancel_order', 'expire', 'next_expiry', 'status', 'watch_range', 'pauses']
 
 # %% ../../nbs/broker/01_exchange.ipynb #f2a26708
@@ -19,9 +19,9 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from .base import NEVER, BrokerError
 from ..feed.depth import FLAG_AUCTION, FLAG_HALT, LEVELS, Rows
-from ..order.types import TERMINAL, Intent, OrderState, OrderType, Side, Tif, Update, UpdateKind
+from ..order.types import TERMINAL, Intent, OrderState, Tif, Update, UpdateKind
+from .base import NEVER, BrokerError
 
 # %% ../../nbs/broker/01_exchange.ipynb #53313f38
 SCALE = 1_000_000          # integer units in one currency unit, or one share
@@ -142,8 +142,14 @@ def _close(ex: Exchange, w: Working, state: OrderState, reason: str = "") -> Non
     w.state, w.reason = state, reason
     ex.live[w.intent.sym].remove(w)
 
-def _end(ex: Exchange, w: Working, kind: UpdateKind, ts: int, reason: str) -> Update:
-    "Cancelled or expired."
+def end_order(
+    ex: Exchange,  # the exchange
+    w: Working,  # a live order
+    kind: UpdateKind,  # CANCELED or EXPIRED
+    ts: int,  # exchange time, ns UTC
+    reason: str,  # reason code
+) -> Update:
+    "A working order ends without trading further."
     _close(ex, w, OrderState(kind.value), reason)
     return _say(w, kind, ts, reason)
 
@@ -151,7 +157,7 @@ def _end(ex: Exchange, w: Working, kind: UpdateKind, ts: int, reason: str) -> Up
 def _shrink(ex: Exchange, w: Working, by: int, ts: int) -> list[Update]:
     "Take `by` units off order `w` on behalf of its OCO group."
     w.qty, w.cut = w.qty - by, True
-    return [_end(ex, w, UpdateKind.CANCELED, ts, "oco")] if w.qty <= w.filled else []
+    return [end_order(ex, w, UpdateKind.CANCELED, ts, "oco")] if w.qty <= w.filled else []
 
 def record_fill(
     ex: Exchange,  # the exchange
@@ -164,7 +170,7 @@ def record_fill(
     w.filled, w.execs = w.filled + qty, w.execs + 1
     out = [Update(ts, w.intent.id, UpdateKind.FILL, w.venue_id, f"{w.venue_id}.{w.execs}", from_units(qty), from_units(px), from_units(w.filled))]
     w.state = OrderState.PARTIAL
-    if w.filled >= w.qty and w.cut: out.append(_end(ex, w, UpdateKind.CANCELED, ts, "oco"))
+    if w.filled >= w.qty and w.cut: out.append(end_order(ex, w, UpdateKind.CANCELED, ts, "oco"))
     elif w.filled >= w.qty: _close(ex, w, OrderState.FILLED)
     if ex.native_oco and w.intent.oco:
         group = (w.intent.sym, w.intent.oco)
@@ -244,7 +250,7 @@ def _enter(ex: Exchange, book: Book, w: Working, ts: int) -> list[Update]:
     halted, was = book.halted, w.filled
     out = [] if halted else _walk(ex, w, book.asks if w.side > 0 else book.bids, ts, None)
     if w.live and (w.px is None or w.intent.tif is Tif.IOC):
-        out.append(_end(ex, w, UpdateKind.CANCELED, ts, "halted" if halted else "no_depth" if w.px is None or w.filled > was else "ioc"))
+        out.append(end_order(ex, w, UpdateKind.CANCELED, ts, "halted" if halted else "no_depth" if w.px is None or w.filled > was else "ioc"))
     elif w.live and w.px is not None: w.queue = queue_ahead(book, w.side, w.px)
     return out
 
@@ -327,14 +333,14 @@ def cancel_order(
     "A cancel arrives; it may have lost the race."
     w = ex.orders.get(client_id)
     if w is None: return Update(ts, client_id, UpdateKind.CANCEL_REJECTED, reason="not_found")
-    return _end(ex, w, UpdateKind.CANCELED, ts, "requested") if w.live else _say(w, UpdateKind.CANCEL_REJECTED, ts, w.state.value)
+    return end_order(ex, w, UpdateKind.CANCELED, ts, "requested") if w.live else _say(w, UpdateKind.CANCEL_REJECTED, ts, w.state.value)
 
 def expire(
     ex: Exchange,  # the exchange
     ts: int,  # exchange time, ns UTC
 ) -> list[Update]:
     "End the DAY orders whose session is over."
-    return [_end(ex, w, UpdateKind.EXPIRED, ts, "day") for ws in ex.live.values() for w in list(ws) if w.expiry <= ts]
+    return [end_order(ex, w, UpdateKind.EXPIRED, ts, "day") for ws in ex.live.values() for w in list(ws) if w.expiry <= ts]
 
 def next_expiry(
     ex: Exchange,  # the exchange

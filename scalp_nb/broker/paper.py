@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PaperConfig', 'angel_like', 'alpaca_like', 'caps_of', 'EventLog', 'open_log', 'Position', 'Venue', 'latency',
-           'window_end', 'deliver', 'move_position', 'book_fill', 'buying_power', 'refusal', 'publish', 'look_up',
-           'day_end', 'advance', 'send', 'intent_from', 'restore', 'resume', 'account', 'working_order', 'snapshot',
-           'no_fee', 'new_venue', 'PaperBroker', 'require_line', 'read_state', 'see_row', 'next_event', 'arrived',
-           'hang_up']
+           'window_end', 'deliver', 'move_position', 'book_fill', 'buying_power', 'refusal', 'hang_up', 'require_open',
+           'publish', 'look_up', 'day_end', 'advance', 'send', 'intent_from', 'restore', 'resume', 'account',
+           'working_order', 'snapshot', 'no_fee', 'new_venue', 'PaperBroker', 'require_line', 'read_state', 'see_row',
+           'next_event', 'arrived']
 
 # %% ../../nbs/broker/02_paper.ipynb #d5e0a2c7
 import fcntl
@@ -16,6 +16,7 @@ import math
 import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -27,28 +28,13 @@ import numpy.typing as npt
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .base import NEVER, Account, BrokerCaps, BrokerError, BrokerOrder, BrokerState
-from scalp_nb.broker.exchange import (
-    Exchange,
-    Trigger,
-    Working,
-    accept,
-    cancel_order,
-    draw,
-    expire,
-    from_units,
-    join_group,
-    match_row,
-    next_expiry,
-    open_order,
-    record_fill,
-    status,
-    to_units,
-    watch_range,
-)
 from ..feed.depth import Rows
 from ..feed.instrument import Universe
 from ..order.types import Fill, Intent, OrderState, OrderType, Purpose, Side, Tif, Update, UpdateKind
+from .base import NEVER, Account, BrokerCaps, BrokerError, BrokerOrder, BrokerState
+from .exchange import Exchange, Trigger, Working, accept, cancel_order, draw, end_order, expire, from_units
+# isort: split
+from .exchange import join_group, match_row, next_expiry, open_order, record_fill, status, to_units, watch_range
 
 # %% ../../nbs/broker/02_paper.ipynb #5da2491a
 _Prob = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -121,11 +107,12 @@ class EventLog:
     def append(self, record: dict[str, Any]) -> None:
         "Write one line at once; a short or failed write is undone and refused."
         line = orjson.dumps(record, default=str) + b"\n"
+        what = f"write to the paper venue's log {self.path.name}"
         try: n = os.write(self.fd, line)
-        except OSError as e: raise BrokerError(f"write to the paper venue's log {self.path.name}", str(e), "a writable file", "free space, then restart") from e
+        except OSError as e: raise BrokerError(what, str(e), "a writable file", "free space, then restart") from e
         if n != len(line):
             os.ftruncate(self.fd, self.size)
-            raise BrokerError(f"write to the paper venue's log {self.path.name}", n, f"{len(line)} bytes", "free space, then restart")
+            raise BrokerError(what, n, f"{len(line)} bytes", "free space, then restart")
         self.size += n
 
     def close(self) -> None:
@@ -148,23 +135,28 @@ def _lock(path: Path) -> int:
 
 def _parse(path: Path, n: int, line: bytes) -> dict[str, Any]:
     try: record = orjson.loads(line)
-    except orjson.JSONDecodeError as e:
-        raise BrokerError(f"paper venue log {path.name} line {n}", line[:40], "one JSON object a line", "restore the file from a copy") from e
-    if not isinstance(record, dict): raise BrokerError(f"paper venue log {path.name} line {n}", record, "a JSON object", "restore the file from a copy")
+    except orjson.JSONDecodeError: record = None
+    if not isinstance(record, dict):
+        raise BrokerError(f"paper venue log {path.name} line {n}", line[:40], "one JSON object a line", "restore the file from a copy")
     return record
 
 def open_log(
     path: Path,  # file to open or create
 ) -> tuple[EventLog, list[dict[str, Any]]]:  # the log, and what it remembers
     "Lock and read a log; a torn last line is cut off."
-    try:
-        lock_fd = _lock(path.with_name(path.name + ".lock"))
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    except OSError as e: raise BrokerError("paper venue log", e.filename, "a writable file in an existing folder", e.strerror or "") from e
-    data = path.read_bytes()
-    size = data.rfind(b"\n") + 1
-    if size < len(data): os.ftruncate(fd, size)
-    return EventLog(path, fd, lock_fd, size), [_parse(path, n, line) for n, line in enumerate(data[:size].splitlines(), 1)]
+    with ExitStack() as undo:
+        try:
+            lock_fd = _lock(path.with_name(path.name + ".lock"))
+            undo.callback(os.close, lock_fd)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            undo.callback(os.close, fd)
+        except OSError as e: raise BrokerError("paper venue log", e.filename, "a writable file in an existing folder", e.strerror or "") from e
+        data = path.read_bytes()
+        size = data.rfind(b"\n") + 1
+        records = [_parse(path, n, line) for n, line in enumerate(data[:size].splitlines(), 1)]
+        if size < len(data): os.ftruncate(fd, size)
+        undo.pop_all()
+    return EventLog(path, fd, lock_fd, size), records
 
 # %% ../../nbs/broker/02_paper.ipynb #be87ec40
 @dataclass(slots=True)
@@ -231,11 +223,13 @@ def deliver(
     c, key = v.cfg, (u.client_id, u.kind.value, u.exec_id, u.ts)
     due = v.last_due = max(v.last_due, u.ts + latency(c, c.response_latency_ns, *key))
     if u.kind in (UpdateKind.ACK, UpdateKind.REJECT) and c.lost_ack_prob and draw(c.seed, "lost", *key) < c.lost_ack_prob:
-        if c.answer_timeout_ns: _push(v, sent + c.answer_timeout_ns, Update(sent + c.answer_timeout_ns, u.client_id, UpdateKind.NO_ANSWER, reason="timeout"))
+        at = sent + c.answer_timeout_ns
+        if at > sent: _push(v, at, Update(at, u.client_id, UpdateKind.NO_ANSWER, reason="timeout"))
         return
     if u.kind is UpdateKind.FILL and c.late_fill_prob and draw(c.seed, "late", *key) < c.late_fill_prob: due += c.late_fill_ns
     _push(v, due, u)
-    if c.duplicate_update_prob and draw(c.seed, "twice", *key) < c.duplicate_update_prob: _push(v, due + int(c.late_fill_ns * draw(c.seed, "gap", *key)), u)
+    if c.duplicate_update_prob and draw(c.seed, "twice", *key) < c.duplicate_update_prob:
+        _push(v, due + int(c.late_fill_ns * draw(c.seed, "gap", *key)), u)
 
 # %% ../../nbs/broker/02_paper.ipynb #3a1eecb8
 def move_position(
@@ -329,7 +323,25 @@ def _to_fill(w: Working, u: Update) -> Fill:
     return Fill(u.ts, i.id, u.exec_id, i.symbol, i.sym, i.side, i.purpose, u.qty, u.px, i.ref_px)
 
 def _remember(v: Venue, **record: Any) -> None:
-    if v.log is not None: v.log.append(record)
+    "Append to the log; when that fails the venue is closed, since memory and log now differ."
+    if v.log is None: return
+    try: v.log.append(record)
+    except BrokerError:
+        hang_up(v)
+        raise
+
+def hang_up(
+    v: Venue,  # the venue
+) -> None:
+    "Release the log and refuse further use; a second call does nothing."
+    if not v.closed and v.log is not None: v.log.close()
+    v.closed = True
+
+def require_open(
+    v: Venue,  # the venue
+) -> None:
+    "Refuse a venue that was closed, by its owner or by a failed write."
+    if v.closed: raise BrokerError("paper venue connection", "closed", "an open one", "connect a new PaperBroker")
 
 _EVENTS = frozenset({UpdateKind.ACK, UpdateKind.REJECT, UpdateKind.FILL, UpdateKind.CANCELED, UpdateKind.EXPIRED, UpdateKind.CANCEL_REJECTED})
 
@@ -420,7 +432,7 @@ def send(
     intent: Intent | None = None,  # the order, for a submit
 ) -> None:
     "Put one request on the wire."
-    if v.closed: raise BrokerError("paper venue connection", "closed", "an open one", "connect a new PaperBroker")
+    require_open(v)
     v.n += 1
     if window_end(v.cfg, ts): return heapq.heappush(v.out, (ts, v.n, Update(ts, client_id, UpdateKind.NO_ANSWER, reason="disconnected", text=op)))
     at = v.last_arrival = max(v.last_arrival, ts + latency(v.cfg, v.cfg.order_latency_ns, op, client_id, ts))
@@ -451,17 +463,17 @@ def _replay_ack(v: Venue, i: Intent, r: dict[str, Any]) -> None:
 def _replay(v: Venue, r: dict[str, Any], pending: dict[tuple[str, str], dict[str, Any]]) -> None:
     "Apply one remembered event."
     k, cid = r["k"], r.get("id", "")
-    if k == "wire": pending.setdefault((r["op"], cid), r)
+    if k == "wire":
+        if r["op"] == "cancel" or not (cid in v.ex.orders or cid in v.rejected): pending.setdefault((r["op"], cid), r)
     elif k == "ack": _replay_ack(v, intent_from(pending.pop(("submit", cid))["intent"]), r)
     elif k == "reject":
         del pending[("submit", cid)]
         v.rejected[cid] = r["reason"]
     elif k == "fill": _replay_fill(v, r)
     elif k == "trigger": v.ex.orders[cid].trig = None
-    elif k == "expired": expire(v.ex, r["ts"])
-    elif k in ("canceled", "cancel_rejected"):
-        if k == "canceled" and v.ex.orders[cid].live: cancel_order(v.ex, cid, r["ts"])
-        if r["reason"] != "oco": pending.pop(("cancel", cid), None)
+    elif k in ("canceled", "expired", "cancel_rejected"):
+        if k != "cancel_rejected" and v.ex.orders[cid].live: end_order(v.ex, v.ex.orders[cid], UpdateKind(k), r["ts"], r["reason"])
+        if k != "expired" and r["reason"] != "oco": pending.pop(("cancel", cid), None)
     else: raise ValueError(f"unknown event {k!r}")
 
 def _header(v: Venue) -> dict[str, Any]:
@@ -480,7 +492,7 @@ def restore(
     for n, r in enumerate(records[1:], 2):
         try: _replay(v, r, pending)
         except (KeyError, ValueError, TypeError, AttributeError, BrokerError) as e:
-            raise BrokerError(f"paper venue log line {n}", str(e), "an event that follows from the lines before it", "restore the file from a copy") from e
+            raise BrokerError(f"paper venue log line {n}", str(e), "one that follows from the lines above", "restore the file from a copy") from e
     for (op, cid), r in pending.items():
         v.n, v.last_arrival = v.n + 1, max(v.last_arrival, r["at"])
         heapq.heappush(v.wire, (r["at"], v.n, op, cid, intent_from(r["intent"]) if r["intent"] else None, r["sent"]))
@@ -493,7 +505,7 @@ def resume(
     "Cancel what may not rest, and tell the scan what to watch."
     for ws in v.ex.live.values():
         for w in [w for w in ws if w.trig is None and (w.px is None or w.intent.tif is Tif.IOC)]:
-            _record(v, cancel_order(v.ex, w.intent.id, ts))
+            _record(v, end_order(v.ex, w, UpdateKind.CANCELED, ts, "venue_restart"))
     for sym in range(len(v.universe)): v.watch[sym] = watch_range(v.ex, sym)
     v.expiry = next_expiry(v.ex)
 
@@ -553,7 +565,7 @@ def new_venue(
     v.log, records = open_log(Path(log))
     try: restore(v, records)
     except BrokerError:
-        v.log.close()
+        hang_up(v)
         raise
     return v
 
@@ -589,7 +601,7 @@ def require_line(
     ts: int,  # ns UTC
 ) -> None:
     "Refuse when the venue cannot be reached; otherwise bring it up to `ts`."
-    if v.closed: raise BrokerError("paper venue connection", "closed", "an open one", "connect a new PaperBroker")
+    require_open(v)
     end = window_end(v.cfg, ts)
     if end: raise BrokerError("paper venue unreachable at", ts, f"from {end} on", "try again later")
     advance(v, ts)
@@ -610,6 +622,7 @@ def see_row(
     "Working orders meet a market row."
     sym = int(row["sym"][0])
     if not v.ex.live.get(sym): return
+    require_open(v)
     ts = int(row["ts"][0])
     if v.expiry <= ts: _expire(v, ts)
     updates = match_row(v.ex, row, sym, traded, ts)
@@ -626,14 +639,8 @@ def arrived(
     ts: int,  # ns UTC; the books are current up to here
 ) -> list[Update]:  # in order of arrival
     "Bring the venue up to `ts` and hand over what has reached the client."
+    require_open(v)
     advance(v, ts)
     out: list[Update] = []
     while v.out and v.out[0][0] <= ts: out.append(heapq.heappop(v.out)[2])
     return out
-
-def hang_up(
-    v: Venue,  # the venue
-) -> None:
-    "Release the log; a second call does nothing."
-    if not v.closed and v.log is not None: v.log.close()
-    v.closed = True
