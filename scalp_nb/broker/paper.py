@@ -33,6 +33,7 @@ from ..feed.instrument import Universe
 from ..order.types import Fill, Intent, OrderState, OrderType, Purpose, Side, Tif, Update, UpdateKind
 from .base import NEVER, Account, BrokerCaps, BrokerError, BrokerOrder, BrokerState
 from .exchange import Exchange, Trigger, Working, accept, cancel_order, draw, end_order, expire, from_units
+
 # isort: split
 from .exchange import join_group, match_row, next_expiry, open_order, record_fill, status, to_units, watch_range
 
@@ -354,6 +355,10 @@ def _record(v: Venue, u: Update) -> None:
         book_fill(v, w, u, fee)
     elif u.kind in _EVENTS: _remember(v, k=u.kind, ts=u.ts, id=u.client_id, venue_id=u.venue_id, reason=u.reason)
 
+def _record_triggers(v: Venue) -> None:
+    for client_id in v.ex.triggered: _remember(v, k="trigger", id=client_id)
+    v.ex.triggered.clear()
+
 def publish(
     v: Venue,  # the venue
     updates: Iterable[Update],  # what just happened, in order
@@ -361,11 +366,11 @@ def publish(
     sent: int = 0,  # ns UTC at which the request was sent
 ) -> None:
     "Write events down, account for them, and send them on their way."
-    for client_id in v.ex.triggered: _remember(v, k="trigger", id=client_id)
-    v.ex.triggered.clear()
     for u in updates:
+        if u.kind is not UpdateKind.ACK: _record_triggers(v)  # a stop may go off on arrival: its birth comes first
         _record(v, u)
         deliver(v, u, sent)
+    _record_triggers(v)
     if sym >= 0:
         v.watch[sym, 0], v.watch[sym, 1] = watch_range(v.ex, sym)
         v.expiry = next_expiry(v.ex)
