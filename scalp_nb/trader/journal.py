@@ -26,21 +26,7 @@ import orjson
 from ..broker.base import Account, BrokerCaps, BrokerOrder, BrokerState
 from ..feed.errors import ScalpError
 from ..order.types import Fill, Intent, Order, OrderState, OrderType, Purpose, Side, Tif, Update, UpdateKind
-from scalp_nb.trader.events import (
-    AccountState,
-    Cancel,
-    Clock,
-    Control,
-    Depth,
-    Evidence,
-    Halt,
-    Link,
-    Note,
-    Query,
-    Reconciled,
-    Started,
-    Submit,
-)
+from .events import AccountState, Cancel, Clock, Control, Depth, Evidence, Halt, Link, Note, Query, Reconciled, Started, Submit
 
 # %% ../../nbs/trader/01_journal.ipynb #ecd7d555
 class JournalError(ScalpError):
@@ -142,8 +128,8 @@ def _bare(hint: Any) -> Any:
 
 def _record(v: Any) -> dict[str, Any]:
     "A record's fields as JSON."
-    name = type(v).__name__
-    return {f: _field(getattr(v, f), hint, f"{name}.{f}") for f, hint in _hints(type(v))}
+    cls: Any = type(v)
+    return {f: _field(getattr(v, f), hint, f"{cls.__name__}.{f}") for f, hint in _hints(cls)}
 
 # %% ../../nbs/trader/01_journal.ipynb #84774145
 _SELF_TYPED = (Any, int, float, bool, str)  # JSON tells these apart itself
