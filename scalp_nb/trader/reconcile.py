@@ -37,7 +37,8 @@ class Reconciliation:
 def _fill_problem(f: Update, order: Order, filled: Decimal, twin: Update | None) -> str:
     broken = f.kind is not UpdateKind.FILL or not f.exec_id or f.qty <= 0 or f.px <= 0
     if broken: return "the broker's day list holds an execution without id, quantity or price"
-    if twin is not None: return "" if (twin.kind, twin.qty, twin.px) == (f.kind, f.qty, f.px) else "one execution id is listed twice with different figures"
+    same = twin is None or (twin.kind, twin.qty, twin.px) == (f.kind, f.qty, f.px)
+    if twin is not None: return "" if same else "one execution id is listed twice with different figures"
     if f.exec_id not in order.exec_ids and filled + f.qty > order.intent.qty: return "this execution would fill the order beyond its quantity"
     return ""
 
@@ -87,7 +88,7 @@ def _mismatches(order: Order, theirs: BrokerOrder) -> list[Difference]:
              ("limit", i.limit, theirs.limit), ("stop", i.stop, theirs.stop), ("venue id", order.venue_id or theirs.venue_id, theirs.venue_id))
     for name, a, b in pairs:
         if a != b: add("order", f"{name} {a}", f"{name} {b}", f"rests at the broker with another {name}")
-    if not order.live: add("order", order.state.value, "working", "is finished in our books and working at the broker")
+    if not order.live: add("order", "finished", "working", "is finished in our books and working at the broker")
     if order.filled != theirs.filled: add("filled", str(order.filled), str(theirs.filled), "has executions that do not add up to its filled quantity")
     return out
 
