@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from readme import broken_links, render
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_BYTES = 400_000   # of one notebook
@@ -150,6 +149,7 @@ def orphan(module: Path) -> str | None:
 
 def readme(root: Path) -> list[str]:
     "README.md is what nbs/index.ipynb gives, and the files it points to exist."
+    from readme import broken_links, render   # loads nbconvert, which the other gates need not wait for
     path = root / "README.md"
     text = render(root / "nbs" / "index.ipynb")
     if not path.exists(): return ["README.md: missing"]

@@ -25,6 +25,7 @@ def render(
 ) -> str:  # markdown text of the README
     "What README.md has to be."
     nb = nbformat.read(index, 4)
+    nb.metadata["language_info"] = {"name": "python"}   # nbdev_clean removes it; it names the fences' language
     nb.cells = [c for c in nb.cells if not HIDE.search(c.source)]
     for cell in nb.cells:
         cell.source = DIRECTIVE.sub("", cell.source).strip() if cell.cell_type == "code" else cell.source
