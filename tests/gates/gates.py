@@ -149,7 +149,7 @@ def orphan(module: Path) -> str | None:
 
 def readme(root: Path) -> list[str]:
     "README.md is what nbs/index.ipynb gives, and the files it points to exist."
-    from readme import broken_links, render   # loads nbconvert, which the other gates need not wait for
+    from readme import broken_links, render  # loads nbconvert, which the other gates need not wait for
     path = root / "README.md"
     text = render(root / "nbs" / "index.ipynb")
     if not path.exists(): return ["README.md: missing"]
