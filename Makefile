@@ -6,6 +6,10 @@
 CONFIG ?= nbs/live/default.yaml
 JOBS   ?= 2
 ARGS   ?=
+ifeq ($(PATH),)
+PATH := /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+endif
+export PATH
 ifndef RUN
 RUN := runs/$(shell date -u +%Y%m%dT%H%M%SZ)
 endif
@@ -18,7 +22,7 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # This environment's programs and kernel first.
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+PATH := $(CURDIR)/$(BIN):$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export PYTHONUTF8 := 1
