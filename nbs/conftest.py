@@ -1,0 +1,58 @@
+"""nbval over notebooks that nbdev keeps. `make test` runs it; by hand: `pytest --nbval nbs --nbval-sanitize-with tests/gates/nbval.cfg`.
+
+nbdev_clean empties execution counts, which nbval takes for "never run", and nbval knows nothing of nbdev's directives. The notebooks
+people run (nbs/live, those that export nothing) need a trading session; papermill executes them instead, in the `replay` step.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@cache
+def skipping_flags() -> frozenset[str]:
+    "Directives that keep a cell from being tested: tst_flags in settings.ini."
+    from nbdev.config import get_config
+    return frozenset(get_config(path=HERE).tst_flags.split())
+
+
+def is_skipped(source: str) -> bool:
+    "Would nbdev_test leave this cell out?"
+    directives = [m.strip() for m in re.findall(r"^#\|(.*)$", source, re.M)]
+    return "nbdev_export(" in source or any(re.fullmatch(r"eval:\s*false", d) or d in skipping_flags() for d in directives)
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    "Leave the notebooks that papermill runs to papermill."
+    if collection_path.suffix != ".ipynb" or collection_path.parent != HERE / "live": return None
+    cells = json.loads(collection_path.read_text(encoding="utf-8"))["cells"]
+    return None if any("#| default_exp" in "".join(c["source"]) for c in cells) else True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> Any:
+    "Let nbval make its collector, then prepare the cells it yields."
+    found = yield
+    for collector in (c for c in found or () if type(c).__name__ == "IPyNbFile"): prepare(collector)
+    return found
+
+
+def prepare(collector: Any) -> None:
+    "Wrap one nbval collector's `collect`."
+    original = collector.collect
+
+    def collect() -> Iterator[Any]:
+        for item in original():
+            cell = item.cell
+            if cell.get("outputs") and cell.get("execution_count") is None: cell.execution_count = 0
+            if is_skipped(cell.source): item.options["skip"] = True
+            yield item
+
+    collector.collect = collect
