@@ -53,10 +53,14 @@ def find_session(
     "The session that published itself in a run folder."
     path = Path(run_dir) / CONTROL_FILE
     try: d = json.loads(path.read_text())
-    except FileNotFoundError: raise SessionGone("session", str(run_dir), f"a run folder with {CONTROL_FILE}", "it has ended: see its report") from None
+    except FileNotFoundError: raise SessionGone("session", str(run_dir), f"a folder with {CONTROL_FILE}", "it has ended: see its report") from None
     except PermissionError: raise NotAllowed(str(path), "not readable", next_step="use the account that started the session") from None
+    except ValueError: raise _no_address(path) from None
     try: return SessionInfo(d["run"], Path(run_dir), int(d["port"]), int(d["pid"]), d["birth"], d["token"])
-    except (KeyError, TypeError, ValueError): raise SessionUnreachable(str(path), "not a session's address", next_step="remove it if no session runs") from None
+    except (KeyError, TypeError, ValueError): raise _no_address(path) from None
+
+def _no_address(path: Path) -> SessionUnreachable:
+    return SessionUnreachable(str(path), "not a session's address", next_step="remove it if no session runs")
 
 def sessions(
     runs_dir: Path,  # folder of run folders
@@ -76,7 +80,7 @@ def _text(r: httpx.Response) -> str:
 def _checked(r: httpx.Response) -> Any:
     "The JSON of a good answer; an error otherwise."
     if r.status_code in (401, 403): raise NotAllowed("session", next_step=_text(r))
-    if r.status_code == 503: raise SessionUnreachable("session", "busy", next_step=_text(r))
+    if r.is_server_error: raise SessionUnreachable("session", f"status {r.status_code}", next_step=_text(r))
     if r.is_error: raise Refused(_text(r))
     try: return r.json()
     except ValueError: raise SessionUnreachable("session", "not an answer of a session", next_step="is the port still the session's?") from None
@@ -121,7 +125,8 @@ class SessionClient:
 
     def _cause(self, e: Exception) -> Exception:
         if not isinstance(e, httpx.TransportError): return e
-        if self.info is not None and not self.info.alive: return SessionGone("session", self.info.run, next_step="its process has ended: see its report")
+        i = self.info
+        if i is not None and not i.alive: return SessionGone("session", i.run, next_step="its process has ended: see its report")
         return SessionUnreachable("session", f"{type(e).__name__}: {e}", next_step="kill works without an answer: it also writes the KILL file")
 
     def state(self) -> dict[str, Any]:
@@ -156,7 +161,8 @@ class SessionClient:
     def flatten(self, who: str) -> dict[str, Any]: return self.post("flatten", who)
     def stop(self, who: str) -> dict[str, Any]: return self.post("stop", who)
     def reset_breaker(self, name: str, who: str) -> dict[str, Any]: return self.post("reset_breaker", who, name=name)
-    def set(self, path: str, value: bool | int | float | str, who: str) -> dict[str, Any]: return self.post("set", who, path=path, value=value)
+    def set(self, path: str, value: bool | int | float | str, who: str) -> dict[str, Any]:
+        return self.post("set", who, path=path, value=value)
 
     def kill(
         self,

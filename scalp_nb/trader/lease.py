@@ -61,6 +61,7 @@ def write_kill(
     "Order a kill through the file system; an order that already stands is left as it is."
     path, tmp = Path(run_dir) / KILL_FILE, Path(run_dir) / f".{KILL_FILE}.{os.getpid()}.{threading.get_ident()}"
     if not path.exists():
+        (Path(run_dir) / KILL_SEEN).unlink(missing_ok=True)  # what confirmed an earlier kill does not confirm this one
         tmp.write_text(json.dumps({"who": who, "pid": os.getpid()}))
         os.replace(tmp, path)
     return path
