@@ -138,7 +138,8 @@ def shown(
     name: str = "",  # dotted name of the parameter
 ) -> str:  # repr, shortened; hidden when it may be a secret
     "A value as an error message may show it."
-    text = repr(value)
+    try: text = repr(value)
+    except ValueError: text = "an endless number"  # Python refuses to print integers beyond 4300 digits
     if any(looks_secret(k) for k in name.split(".")) or _URL_PASSWORD.search(text): return "<hidden>"
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -146,13 +147,15 @@ def shown(
 _LEAVES = (str, int, float, bool, type(None), date, datetime, time, Decimal, Path, Enum)
 
 def _odd(name: str, v: Any) -> Iterator[Problem]:
-    "What no parameter may be: not finite, or of a type that no file can hold."
+    "What no parameter may be: not finite, endless, broken text, or of a type that no file can hold."
     if isinstance(v, Mapping):
         for k, x in v.items(): yield from _odd(f"{name}.{k}", x)
     elif isinstance(v, list | tuple):
         for i, x in enumerate(v): yield from _odd(f"{name}.{i}", x)
     elif isinstance(v, float) and not math.isfinite(v) or isinstance(v, Decimal) and not v.is_finite():
         yield Problem(name, shown(v, name), "a finite number")
+    elif isinstance(v, int) and not -(2**63) <= v < 2**63: yield Problem(name, "an integer beyond 64 bits", "64 bits")
+    elif isinstance(v, str) and v != v.encode("utf-8", "replace").decode(): yield Problem(name, shown(v, name), "valid Unicode text")
     elif not isinstance(v, _LEAVES) or type(v).__module__ == "numpy":
         yield Problem(name, f"a {type(v).__module__}.{type(v).__qualname__}", "a plain value: text, number, boolean, date, list")
 
@@ -240,6 +243,16 @@ def _problem(model: type[BaseModel], e: Mapping[str, Any]) -> Problem:
     if e["type"] in ("value_error", "assertion_error") or not allowed: allowed = msg
     return Problem(name, "these values" if isinstance(e["input"], Mapping) else shown(e["input"], name), allowed)
 
+def _bools(model: type[BaseModel], loc: tuple[int | str, ...], v: Any) -> Iterator[Problem]:
+    "Python's True equals 1, so an enum of numbers would take it; a boolean for a choice of other values is refused."
+    if isinstance(v, Mapping):
+        for k, x in v.items(): yield from _bools(model, (*loc, str(k)), x)
+    elif isinstance(v, list | tuple):
+        for i, x in enumerate(v): yield from _bools(model, (*loc, i), x)
+    elif isinstance(v, bool):
+        name, allowed = _place(model, loc)
+        if allowed.startswith("one of") and repr(v) not in allowed: yield Problem(name, repr(v), allowed)
+
 def _json(v: Any) -> str:
     "A leaf that JSON lacks, as its text."
     return v.isoformat() if isinstance(v, date | time) else str(v)
@@ -251,9 +264,12 @@ def load_config(
 ) -> M:
     "A checked configuration, or one InvalidConfig with every problem."
     tree, problems = merge(read_yaml(yaml_path) if yaml_path is not None else {}, overrides or {})
-    problems += [*_unknown(model, tree, model), *(p for k, v in tree.items() for p in _odd(k, v))]
+    odd = [p for k, v in tree.items() for p in (*_odd(str(k), v), *_bools(model, (str(k),), v))]
+    problems += [*_unknown(model, tree, model), *odd]
+    if any(p.allowed == "64 bits" for p in odd): raise InvalidConfig(problems)  # such a number cannot even be written down
     config: M | None = None
-    try: config = model.model_validate_json(json.dumps(tree, default=_json), strict=True)
+    text = json.dumps(tree, default=_json, ensure_ascii=False).encode("utf-8", "replace")
+    try: config = model.model_validate_json(text, strict=True)
     except ValidationError as e: problems += [_problem(model, x) for x in e.errors(include_url=False)]  # type: ignore[arg-type]
     named = {p.name: p for p in reversed(problems)}
     if named or config is None: raise InvalidConfig(sorted(named.values(), key=lambda p: p.name))
