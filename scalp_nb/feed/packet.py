@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .depth import DEPTH, LEVELS, Rows, depth_row, empty_depth
+from .depth import DEPTH, LEVELS, Rows, empty_depth
 from .errors import DataError
 from .instrument import Instrument, Universe
 
@@ -95,7 +95,7 @@ def token_key(
     token = 0
     for k in range(_TOKEN_BYTES):
         c = _u8(addr, 2 + k)
-        if c == 0: return (np.int64(_u8(addr, 1)) << 56) | token if k else -1
+        if c == 0: return (np.int64(_u8(addr, 1)) << 56) | token if k else -1  # type: ignore[return-value]
         if c < 48 or c > 57 or k > 14 or (k == 0 and c == 48): return -1
         token = token * 10 + (c - 48)
     return -1

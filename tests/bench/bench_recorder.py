@@ -7,6 +7,7 @@ time and price; the single-symbol figure is the honest one for size. Targets: 1,
     python tests/bench/bench_recorder.py
 """
 
+# ruff: noqa: E402
 import shutil
 import sys
 import tempfile
@@ -112,8 +113,8 @@ def main() -> None:
     recorder.close(compact=False)
     print(f"{'Recorder.append of one row':44} {median / 20_000 * 1e6:6.2f} us/row ({low / 0.02:.2f}..{high / 0.02:.2f})")
 
-    print(f"bytes/row, ten symbols: raw {many.dtype.itemsize}, live {live_bytes:.1f}, "
-          f"compacted {(folder / 'r' / PARQUET).stat().st_size / len(many):.1f}, default parquet {(folder / 'plain.parquet').stat().st_size / len(many):.1f}")
+    ours, plain = ((folder / f).stat().st_size / len(many) for f in (f"r/{PARQUET}", "plain.parquet"))
+    print(f"bytes/row, ten symbols: raw {many.dtype.itemsize}, live {live_bytes:.1f}, compacted {ours:.1f}, default parquet {plain:.1f}")
     with Recorder(folder / "one", universe) as recorder:
         recorder.append(one)
         recorder.flush()
