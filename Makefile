@@ -49,6 +49,7 @@ $(STAMP): settings.ini setup.py
 	@touch $@
 
 live: $(STAMP)  ## run the live notebook headless (CONFIG=file.yaml, RUN=folder, ARGS="-p name value")
+	@test -f $(CONFIG) || { echo "no configuration $(CONFIG); name one: make live CONFIG=nbs/live/default.yaml" >&2; exit 1; }
 	@mkdir -p $(dir $(RUN)) && mkdir $(RUN)
 	papermill --engine live --no-progress-bar nbs/live/live_trading.ipynb $(RUN)/live_trading.ipynb -f $(CONFIG) -r run_dir $(RUN) $(ARGS)
 	@echo "Report: $(RUN)/live_trading.ipynb"
