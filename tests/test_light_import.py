@@ -30,6 +30,8 @@ sys.meta_path.insert(0, Block())
 seen = []
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 def audit(event, args):
+    # Python's own bytecode folder is not a side effect; numba tries it for writing when it meets njit(cache=True).
+    if args and isinstance(args[0], str) and os.path.basename(args[0].rstrip("/")) == "__pycache__": return
     if event == "open" and isinstance(args[2], int) and args[2] & WRITES and args[0] != os.devnull:
         seen.append(f"open {args[0]!r} for writing")
     elif event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink", "subprocess.Popen", "os.posix_spawn",
