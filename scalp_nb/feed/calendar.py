@@ -119,8 +119,10 @@ def find_rule(
     fits = [r for r in rules if r.venue == venue and r.valid_from <= day <= r.valid_to
             and r.segment in ("", segment) and r.derivatives in (None, derivatives)]
     fits = [r for r in fits if r.kind in ("special", "closed")] or fits
-    if len(fits) > 1: raise CalendarError(f"session table: rows for {venue} {segment} on {day}", [r.note for r in fits], "exactly one", "correct the table")
-    if not fits: raise NoCalendar(f"no calendar row for {venue} {segment}", str(day), "a day the session table covers", "extend the table from the exchange's circular")
+    if len(fits) > 1:
+        raise CalendarError(f"session table: rows for {venue} {segment} on {day}", [r.note for r in fits], "exactly one", "correct the table")
+    if not fits:
+        raise NoCalendar(f"no calendar row for {venue} {segment}", str(day), "a day in the session table", "extend it by the exchange's circular")
     return fits[0]
 
 # %% ../../nbs/feed/04_calendar.ipynb #d5ced6f7
