@@ -61,10 +61,9 @@ def seen_capabilities(
 
 # %% ../../nbs/feed/13_importers.ipynb #486c1ced
 def _load_parquet(path: str | os.PathLike[str], **kw: Any) -> Imported:
-    from scalp_nb.feed import recorder
-    got = recorder.read_recording(path, **kw)
-    rows, universe = (got.rows, got.universe) if hasattr(got, "rows") else got[:2]
-    return Imported(rows, universe, seen_capabilities(rows), ("own recording; capabilities judged by its rows",), "parquet")
+    from scalp_nb.feed.recorder import read_recording
+    got = read_recording(path, **kw)
+    return Imported(got.rows, got.universe, seen_capabilities(got.rows), (got.manifest.source, "capabilities judged by the rows"), "parquet")
 
 KINDS: dict[str, Callable[..., Imported]] = {
     "parquet": _load_parquet, "lobster": load_lobster, "mbp10": load_mbp, "itch_l10": load_itch_l10, "kite": load_kite, "dhan": load_dhan,

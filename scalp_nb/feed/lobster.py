@@ -134,7 +134,8 @@ def load_lobster(
     p = Path(path)
     sym, day = _facts(p, symbol, date)
     book, messages = _pair(p, Path(other) if other is not None else None)
-    if book is None: raise DataError(f"{p.name}: order-book file of these messages", None, "a file beside it", "messages alone hold no depth; pass other=")
+    if book is None:
+        raise DataError(f"{p.name}: order-book file of these messages", None, "a file beside it", "messages alone hold no depth; pass other=")
     table, levels = book_levels(read_bytes(book), book.name)
     rows, midnight = fill_book(table, levels), midnight_ns(day, "America/New_York")
     notes = [f"{levels} levels a side, {min(levels, LEVELS)} kept", "no order counts, whole-book totals or sequence numbers in this format"]

@@ -89,7 +89,8 @@ def load_mbp(
     trades = _mbp_trades(rows, table, _px(table, "price", _is_raw(table)))
     rows["flags"] = np.where(i8(table, "flags") & MAYBE_BAD_BOOK, FLAG_GAP, 0)
     back = int((np.diff(i8(table, "sequence")) < 0).sum())
-    notes = (f"{levels} levels a side, {min(levels, LEVELS)} kept", clock, f"{trades} trades make ltp, ltq and volume; volume counts from the first row",
+    notes = (f"{levels} levels a side, {min(levels, LEVELS)} kept", clock,
+             f"{trades} trades make ltp, ltq and volume; volume counts from the first row",
              f"channel sequence runs backwards {back} times; it is not per symbol, so seq is -1", "no whole-book totals in this format")
     uni = Universe(Path(path).name, tuple(Instrument(n, "US", currency="USD") for n in names))
     return Imported(rows, uni, Capabilities(min(levels, LEVELS), False, True, False), notes, "mbp10")

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -161,8 +161,8 @@ def _tidy(f: pd.DataFrame, gap_s: float) -> pd.DataFrame:
 def _one(symbol: str, rows: Rows, tests: dict[str, npt.NDArray[np.bool_]], later: int) -> SymbolQuality:
     ts = rows["ts"][~tests["epoch0"]]
     first, last = (int(ts.min()), int(ts.max())) if len(ts) else (0, 0)
-    counts = {k: int(v.sum()) for k, v in tests.items()}
-    return SymbolQuality(symbol=symbol, rows=len(rows), first=first, last=last, next_day=later, **counts, **_measures(rows))
+    counted: dict[str, Any] = {k: int(v.sum()) for k, v in tests.items()} | _measures(rows)
+    return SymbolQuality(symbol=symbol, rows=len(rows), first=first, last=last, next_day=later, **counted)
 
 def quality(
     rows: Rows,  # depth rows in arrival order, dtype DEPTH; not changed

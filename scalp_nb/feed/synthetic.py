@@ -6,25 +6,31 @@
 __all__ = ['BQ', 'AQ', 'BC', 'AC', 'BID', 'ASK', 'NB', 'NA', 'QB', 'QA', 'LTP', 'LTQ', 'VOL', 'VALUE', 'DEEP_B', 'DEEP_A',
            'EP_SIGN', 'EP_LEFT', 'EP_P', 'BUSY', 'DRIFT', 'BASE_P', 'N_STATE', 'LIMIT', 'MARKET', 'CANCEL', 'SIZE',
            'SNIPE', 'DEEP', 'SIGMA', 'EDGE', 'EVERY', 'LENGTH', 'P_LOW', 'P_HIGH', 'RHO', 'RHO_C', 'CADENCE', 'JITTER',
-           'END', 'N_PARAM', 'STEP_NS', 'U_SHAPE', 'COLUMNS', 'WARM_NS', 'BAND', 'seed_state', 'u32', 'below', 'exp24',
-           'normal16', 'add_order', 'take_order', 'draw_size', 'limit_order', 'cancel', 'market_order', 'step_value',
-           'step_pressure', 'market_rates', 'one_event', 'snapshot', 'simulate', 'SyntheticSymbol', 'SyntheticConfig',
-           'distance_table', 'synthetic_market']
+           'END', 'N_PARAM', 'STEP_NS', 'U_SHAPE', 'COLUMNS', 'WARM_NS', 'BAND', 'SAMPLE_SYMBOLS', 'COMMAND',
+           'seed_state', 'u32', 'below', 'exp24', 'normal16', 'add_order', 'take_order', 'draw_size', 'limit_order',
+           'cancel', 'market_order', 'step_value', 'step_pressure', 'market_rates', 'one_event', 'snapshot', 'simulate',
+           'SyntheticSymbol', 'SyntheticConfig', 'distance_table', 'synthetic_market', 'sample_config',
+           'content_sha256', 'write_session_parquet', 'universe_csv', 'write_session', 'main']
 
 # %% ../../nbs/feed/14_synthetic.ipynb #460148f0
 import datetime as dt
+import hashlib
+import json
+from dataclasses import asdict, fields
 from decimal import Decimal
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .depth import LEVELS, Rows, empty_depth
-from .errors import ConfigError
+from .depth import DEPTH, LEVELS, SCHEMA_VERSION, Rows, empty_depth
 from .instrument import Instrument, Universe
 from .tables import IST_NS
+
+if TYPE_CHECKING: import pyarrow as pa
 
 # %% ../../nbs/feed/14_synthetic.ipynb #45102a70
 def seed_state(
@@ -160,7 +166,7 @@ U_SHAPE = np.array([1500, 1200, 1000, 900, 850, 850, 850, 900, 1050, 1300], np.i
 def step_value(st, s, p, common, tenth, width):  # type: ignore[no-untyped-def]
     "One step of the latent value: random, drifting, and moved by a planted edge."
     if below(s, 2400) == 0: st[BUSY] = 1 - st[BUSY]                       # a spell lasts ten minutes on average
-    if below(s, 7200) == 0: st[DRIFT] = (p[SIGMA] * normal16(s)) >> 23     # a new drift every half hour
+    if below(s, 7200) == 0: st[DRIFT] = (p[SIGMA] * normal16(s)) >> 24     # a new drift every half hour
     sigma = p[SIGMA] * U_SHAPE[tenth] * (1350 if st[BUSY] else 750) // 1_000_000
     z = (p[RHO] * common + p[RHO_C] * normal16(s)) >> 10
     st[VALUE] += ((sigma * z) >> 16) + st[DRIFT] + st[EP_SIGN] * p[EDGE] * (st[EP_P] - 500) // 300
@@ -266,14 +272,14 @@ def simulate(book, st, s, p, reach, common, out):  # type: ignore[no-untyped-def
         event = t + ((exp24(s) * (1_000_000_000_000_000 // total)) >> 24)
         t = min(event, due, snap)
         if t >= p[END]: return n
-        if t == snap:
-            if n < len(out): snapshot(book, st, s, t, out[n])
-            n, k = n + 1, k + 1
-            snap = _next_snap(s, p, k, phase)
-        elif t == due:
+        if t == due:
             _due(st, s, p, common, t, begin, book.shape[1])
             due += STEP_NS
             if t == 0: st[VOL], st[LTP], st[LTQ] = 0, -1, 0
+        elif t == snap:
+            if n < len(out): snapshot(book, st, s, t, out[n])
+            n, k = n + 1, k + 1
+            snap = _next_snap(s, p, k, phase)
         else:
             one_event(book, st, s, p, reach, sells, buys, total)
             if p[CADENCE] == 0 and t >= 0:
@@ -295,7 +301,7 @@ class SyntheticSymbol(BaseModel):
     market_rate: float = Field(default=0.5, gt=0, le=500)            # market orders a side, before the value pulls
     cancel_rate: float = Field(default=0.09, gt=0, le=10)            # of each resting order
     order_size: int = Field(default=60, ge=1, le=1_000_000)          # mean size of an ordinary order, lots
-    daily_vol: float = Field(default=0.013, gt=0, le=0.1)            # standard deviation of the day's return, roughly
+    daily_vol: float = Field(default=0.010, gt=0, le=0.1)            # standard deviation of the day's return, roughly
 
     @model_validator(mode="after")
     def _on_tick(self) -> "SyntheticSymbol":
@@ -324,8 +330,10 @@ class SyntheticConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "SyntheticConfig":
-        if self.cadence_ms and 2 * self.jitter_ms >= self.cadence_ms: raise ValueError(f"jitter_ms {self.jitter_ms}; allowed: below half of cadence_ms {self.cadence_ms}")
-        if self.pressure_low > self.pressure_high: raise ValueError(f"pressure_low {self.pressure_low}; allowed: up to pressure_high {self.pressure_high}")
+        if self.cadence_ms and 2 * self.jitter_ms >= self.cadence_ms:
+            raise ValueError(f"jitter_ms {self.jitter_ms}; allowed: below half of cadence_ms {self.cadence_ms}")
+        if self.pressure_low > self.pressure_high:
+            raise ValueError(f"pressure_low {self.pressure_low}; allowed: up to pressure_high {self.pressure_high}")
         return self
 
 # %% ../../nbs/feed/14_synthetic.ipynb #9405fc9a
@@ -387,7 +395,7 @@ def _to_depth(raw: npt.NDArray[np.int64], s: SyntheticSymbol, origin: int, sym: 
     "Depth rows from whole numbers; a price is one exactly rounded division."
     num, den = s.tick.as_integer_ratio()
     rows = empty_depth(len(raw))
-    price = lambda i: np.where(i >= 0, (i + origin) * num / den, np.nan)
+    def price(i: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]: return np.where(i >= 0, (i + origin) * num / den, np.nan)
     rows["ts"], rows["recv"], rows["seq"], rows["sym"] = raw[:, 0] + open_ns, raw[:, 1] + open_ns, np.arange(len(raw)), sym
     rows["ltp"], rows["ltq"], rows["volume"] = price(raw[:, 2]), raw[:, 3] * s.lot, raw[:, 4] * s.lot
     rows["total_buy"], rows["total_sell"] = raw[:, 5] * s.lot, raw[:, 6] * s.lot
@@ -412,3 +420,94 @@ def synthetic_market(
     rows = np.concatenate(parts)
     members = tuple(Instrument(s.symbol, "NSE", s.token, lot=s.lot, derivatives=s.derivatives) for s in cfg.symbols)
     return rows[np.argsort(rows["ts"], kind="stable")], Universe(cfg.name, members)
+
+# %% ../../nbs/feed/14_synthetic.ipynb #69c63029
+SAMPLE_SYMBOLS = (
+    ("RELIANCE", "1420", "0.10", "2885", 45), ("HDFCBANK", "985", "0.05", "1333", 70), ("ICICIBANK", "1390", "0.10", "4963", 50),
+    ("INFY", "1525", "0.10", "1594", 40), ("TCS", "3050", "0.10", "11536", 20), ("SBIN", "965", "0.05", "3045", 70),
+    ("AXISBANK", "1265", "0.10", "5900", 40), ("BHARTIARTL", "2080", "0.10", "10604", 25), ("LT", "3980", "0.10", "11483", 12), ("ITC", "405", "0.05", "1660", 150),
+)  # symbol, opening price, tick, token, mean order size
+
+def sample_config() -> SyntheticConfig:
+    "The configuration of the session shipped in `data/`."
+    symbols = tuple(SyntheticSymbol(symbol=s, price=Decimal(p), tick=Decimal(t), token=k, order_size=z) for s, p, t, k, z in SAMPLE_SYMBOLS)
+    return SyntheticConfig(name="nse-synthetic-2026-11-19", seed=20261119, symbols=symbols, cadence_ms=1200, jitter_ms=180, edge_bps=12.0)
+
+# %% ../../nbs/feed/14_synthetic.ipynb #88964ac9
+def content_sha256(
+    rows: Rows,  # dtype DEPTH, in order
+) -> str:  # 64 hexadecimal digits
+    "SHA-256 over the record's version and the rows as they lie in memory."
+    h = hashlib.sha256(f"scalp_nb DEPTH {SCHEMA_VERSION}\n".encode())
+    h.update(np.ascontiguousarray(rows).view(np.uint8).reshape(-1).data)
+    return h.hexdigest()
+
+def _columns(rows: Rows) -> "pa.Table":
+    import pyarrow as pa
+    cols = {n if k < 0 else f"{n}_{k + 1}": np.ascontiguousarray(rows[n] if k < 0 else rows[n][:, k])
+            for n in DEPTH.names or () for k in (range(LEVELS) if DEPTH[n].shape else (-1,))}
+    return pa.table(list(cols.values()), schema=pa.schema([pa.field(n, pa.from_numpy_dtype(c.dtype), nullable=False) for n, c in cols.items()]))
+
+# %% ../../nbs/feed/14_synthetic.ipynb #659f3127
+def _recording_manifest(rows: Rows, universe: Universe, source: str) -> dict[str, Any]:
+    counts = map(int, np.bincount(rows["sym"], minlength=len(universe)))
+    span = {"first_ts": int(rows["ts"].min()), "last_ts": int(rows["ts"].max())}
+    return {"kind": "scalp_nb.recording", "schema_version": SCHEMA_VERSION, "rows": len(rows), **span, "sha256": content_sha256(rows),
+            "complete": True, "source": source, "per_symbol": dict(zip(universe.symbols, counts, strict=True)), "universe": asdict(universe)}
+
+def write_session_parquet(
+    rows: Rows,  # dtype DEPTH
+    manifest: dict[str, Any],  # of `_recording_manifest`
+    path: Path,  # file to write
+) -> None:
+    "Write rows with every option fixed that influences the bytes."
+    import pyarrow.parquet as pq
+    delta = ("ts", "recv", "seq")
+    table = _columns(rows)
+    table = table.replace_schema_metadata({b"scalp_nb.manifest": json.dumps(manifest, indent=1, ensure_ascii=False).encode()})
+    pq.write_table(table, path, compression="zstd", compression_level=3, write_statistics=["ts", "sym"], row_group_size=131_072,
+                   use_dictionary=[c for c in table.column_names if c not in delta], column_encoding={c: "DELTA_BINARY_PACKED" for c in delta})
+
+# %% ../../nbs/feed/14_synthetic.ipynb #204442df
+def universe_csv(
+    universe: Universe,  # instruments
+) -> str:  # text of the file
+    "A universe as the CSV a person can edit."
+    names = [f.name for f in fields(Instrument)]
+    def cell(v: object) -> str: return str(v).lower() if isinstance(v, bool) else str(v)
+    return "\n".join([",".join(names), *(",".join(cell(getattr(i, n)) for n in names) for i in universe.instruments)]) + "\n"
+
+# %% ../../nbs/feed/14_synthetic.ipynb #4b03cdb1
+COMMAND = "python -m scalp_nb.feed.synthetic --out data"
+
+def write_session(
+    out: Path,  # folder, made if absent; existing files of these names are replaced
+    cfg: SyntheticConfig | None = None,  # None: the shipped session
+) -> dict[str, Any]:  # the manifest written
+    "Generate a session into a folder: rows, universe and manifest."
+    import pyarrow as pa
+    cfg = cfg or sample_config()
+    rows, universe = synthetic_market(cfg)
+    file = out / f"{cfg.name}.parquet"
+    out.mkdir(parents=True, exist_ok=True)
+    edge = f"a planted edge of {cfg.edge_bps:g} bp an episode: pressure leads price by construction" if cfg.edge_bps else "no planted edge"
+    source = f"generated by `{COMMAND}`, seed {cfg.seed}: not market data; {edge}"
+    write_session_parquet(rows, _recording_manifest(rows, universe, source), file)
+    (out / "universe.csv").write_bytes(universe_csv(universe).encode())
+    hashes = {"sha256": content_sha256(rows), "file_sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    manifest = {"file": file.name, "source": source, "rows": len(rows), **hashes,
+                "pyarrow": pa.__version__, "schema_version": SCHEMA_VERSION, "config": cfg.model_dump(mode="json")}
+    (out / "manifest.json").write_bytes((json.dumps(manifest, indent=1) + "\n").encode())
+    return manifest
+
+# %% ../../nbs/feed/14_synthetic.ipynb #3455ab2e
+def main(
+    out: Path = Path("data"),  # folder to write
+) -> None:
+    "Regenerate the shipped session."
+    m = write_session(out)
+    print(f"{out / m['file']}: {m['rows']} rows, content {m['sha256'][:16]}, file {m['file_sha256'][:16]}, pyarrow {m['pyarrow']}")
+
+if __name__ == "__main__" and "__file__" in globals():
+    import typer
+    typer.run(main)
