@@ -1,0 +1,356 @@
+"""The exit planner against a small exchange that fills, cancels, rejects and loses answers as it likes."""
+import json
+from dataclasses import dataclass, field
+from decimal import Decimal as D
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from scalp_nb.order.exits import (
+    Ask,
+    CancelOrder,
+    ExitConfig,
+    ExitView,
+    Lifecycle,
+    Place,
+    levels,
+    lifecycle,
+    plan_deadline,
+    plan_exits,
+    stop_type,
+    through_stop,
+    touch,
+)
+from scalp_nb.order.manager import DuplicateOrder, OrderManager
+from scalp_nb.order.position import PositionBook
+from scalp_nb.order.types import Order, OrderError, OrderState, OrderType, Purpose, Side, Tif, Update, UpdateKind
+
+K, S, P, T = UpdateKind, OrderState, Purpose, OrderType
+MS, SEC, SYM = 10**6, 10**9, 0
+FOREVER = 2**63 - 1
+
+
+def rnd(px, d): return (px / D("0.05")).to_integral_value("ROUND_CEILING" if d > 0 else "ROUND_FLOOR") * D("0.05")
+
+
+@dataclass(frozen=True)
+class Caps:
+    order_types: frozenset = frozenset({T.LIMIT, T.STOP_LIMIT})
+    tifs: frozenset = frozenset({Tif.DAY})
+    native_oco: bool = False
+
+
+@dataclass
+class Venue:
+    "The truth: orders, executions, position. A native OCO group shares one quantity and ends together."
+    native_oco: bool
+    orders: dict = field(default_factory=dict)  # id -> [intent, state, filled]
+    out: list = field(default_factory=list)     # said and not yet heard
+    heard: list = field(default_factory=list)   # said and heard
+    pos: D = D(0)
+    n: int = 0
+
+    def say(self, key, kind, ts, **kw): self.out.append(Update(ts, key, kind, **kw))
+
+    def group(self, key):
+        i = self.orders[key][0]
+        return [k for k, o in self.orders.items() if k == key or (self.native_oco and i.oco and o[0].oco == i.oco)]
+
+    def leaves(self, key): return self.orders[key][0].qty - sum(self.orders[k][2] for k in self.group(key))
+    def live(self): return sorted(k for k, o in self.orders.items() if o[1] is S.OPEN)
+
+    def end(self, key, state, ts, quiet=False):
+        self.orders[key][1] = state
+        if not quiet: self.say(key, K(state.value), ts, cum_qty=self.orders[key][2])
+
+    def submit(self, intent, fate, ts):
+        if fate == "lost": return
+        assert intent.id not in self.orders, "one order per intent, ever"
+        self.orders[intent.id] = [intent, S.OPEN, D(0)]
+        if fate == "reject":
+            self.orders[intent.id][1] = S.REJECTED
+            self.say(intent.id, K.REJECT, ts)
+        elif fate == "ack": self.say(intent.id, K.ACK, ts)
+
+    def fill(self, key, qty, ts, quiet=False):
+        o = self.orders[key]
+        self.n += 1
+        o[2] += qty
+        self.pos += o[0].side * qty
+        done = self.leaves(key) == 0
+        if done: o[1] = S.FILLED if o[2] == o[0].qty else S.CANCELED
+        self.say(key, K.FILL, ts, exec_id=f"e{self.n}", qty=qty, px=D(100), cum_qty=None if quiet else o[2])
+        for k in self.group(key) if done else ():
+            if k != key and self.orders[k][1] is S.OPEN: self.end(k, S.CANCELED, ts)
+        if done and o[1] is S.CANCELED: self.say(key, K.CANCELED, ts, cum_qty=o[2])
+
+    def cancel(self, key, fate, ts):
+        o = self.orders.get(key)
+        if fate == "lost": return
+        if fate == "no_answer": return self.say(key, K.NO_ANSWER, ts)
+        if o is None or o[1] is not S.OPEN or fate == "refuse": return self.say(key, K.CANCEL_REJECTED, ts)
+        for k in self.group(key):
+            if self.orders[k][1] is S.OPEN: self.end(k, S.CANCELED, ts)
+
+    def query(self, key, ts):
+        if key not in self.orders: return self.say(key, K.NOT_FOUND, ts)
+        _, state, filled = self.orders[key]
+        self.say(key, K.STATUS, ts, state=state, cum_qty=filled)
+
+
+class Exits(RuleBasedStateMachine):
+    "A minimal trader around the real manager, book and planner."
+    @initialize(mode=st.sampled_from(["venue_stop", "oco", "local"]), native=st.booleans(), market=st.booleans(), plain=st.booleans())
+    def start(self, mode, native, market, plain):
+        types = {T.LIMIT, T.STOP_LIMIT} | ({T.STOP, T.MARKET} if plain else set())
+        self.caps = Caps(frozenset(types), native_oco=native)
+        self.cfg = ExitConfig(mode=mode, allow_market=market, reprice_ms=100)
+        self.venue = Venue(native)
+        self.m, self.book = self.manager(), PositionBook(D(10**6))
+        self.ts, self.bid, self.ask, self.trigger, self.entry = SEC, 99.95, 100.05, "", ""
+
+    def manager(self): return OrderManager("a", "s", ack_timeout_ns=200 * MS, stale_ns=10**18, requery_ns=100 * MS, settle_ns=300 * MS)
+
+    # ------------------------------------------------------------ the trader
+    def view(self): return ExitView(SYM, self.book.qty(SYM), self.book.avg_px(SYM), self.entry, self.bid, self.ask, self.ts, self.trigger)
+    def plan(self): return plan_exits(self.view(), self.m.family(SYM, self.entry), self.cfg, self.caps, rnd)
+
+    def converge(self, fate="ack", cancel_fate="ok"):
+        for _ in range(20):
+            acts = [a for a in self.plan() if not isinstance(a, Ask)]
+            for a in self.plan():
+                if isinstance(a, Ask) and self.m.ask(a.client_id, self.ts): self.venue.query(a.client_id, self.ts)
+            if not acts: break
+            for a in acts: self.act(a, fate, cancel_fate)
+        else: raise AssertionError(f"the planner does not converge: {acts}")
+        if self.book.qty(SYM) == 0 and not self.m.working(SYM): self.trigger = ""
+
+    def act(self, a, fate, cancel_fate):
+        if isinstance(a, CancelOrder):
+            self.m.cancel_requested(a.client_id, self.ts)
+            self.venue.cancel(a.client_id, cancel_fate, self.ts)
+            return
+        assert isinstance(a, Place) and a.purpose is not P.ENTRY and a.type in self.caps.order_types
+        assert a.side is self.view().side.opposite and 0 < a.qty <= abs(self.book.qty(SYM))
+        i = self.m.next_intent(ts=self.ts, sym=SYM, symbol="X", side=a.side, purpose=a.purpose, qty=a.qty, type=a.type, limit=a.limit, stop=a.stop,
+                               tif=a.tif, ref_px=D(100), parent=self.entry, reason=a.reason, oco=a.oco)
+        self.send(i, fate)
+
+    def send(self, intent, fate):
+        self.m.accept(intent)
+        self.m.sent(intent.id, self.ts)
+        self.venue.submit(intent, fate, self.ts)
+        return intent.id
+
+    def hear(self, u):
+        if u not in self.venue.heard: self.venue.heard.append(u)
+        out = self.m.on_update(u)
+        if out.fill: self.book.apply(out.fill, D("0.01"))
+
+    # ------------------------------------------------------------ what happens
+    @precondition(lambda self: not self.book.qty(SYM) and not self.m.working(SYM) and not self.trigger)
+    @rule(side=st.sampled_from(Side), qty=st.integers(1, 10), fate=st.sampled_from(["ack", "ack", "ack", "silent", "lost", "reject"]))
+    def enter(self, side, qty, fate):
+        i = self.m.next_intent(ts=self.ts, sym=SYM, symbol="X", side=side, purpose=P.ENTRY, qty=D(qty), type=T.LIMIT, limit=D(100), stop=None,
+                               tif=Tif.DAY, ref_px=D(100))
+        self.entry = self.send(i, fate)
+        with pytest.raises(DuplicateOrder): self.m.next_intent(ts=self.ts, sym=SYM, symbol="X", side=side.opposite, purpose=P.ENTRY, qty=D(1), type=T.LIMIT,
+                                                               limit=D(100), stop=None, tif=Tif.DAY, ref_px=D(100))
+
+    @precondition(lambda self: self.venue.live())
+    @rule(data=st.data(), quiet=st.booleans())
+    def venue_fills(self, data, quiet):
+        key = data.draw(st.sampled_from(self.venue.live()))
+        self.venue.fill(key, D(data.draw(st.integers(1, int(self.venue.leaves(key))))), self.ts, quiet)
+
+    @precondition(lambda self: self.venue.live())
+    @rule(data=st.data(), state=st.sampled_from([S.CANCELED, S.EXPIRED]), quiet=st.booleans())
+    def venue_ends_an_order(self, data, state, quiet): self.venue.end(data.draw(st.sampled_from(self.venue.live())), state, self.ts, quiet)
+
+    @precondition(lambda self: self.venue.out)
+    @rule(data=st.data(), fate=st.sampled_from(["ack", "ack", "ack", "silent", "lost", "reject"]),
+          cancel_fate=st.sampled_from(["ok", "ok", "ok", "lost", "no_answer", "refuse"]), all_=st.booleans())
+    def deliver(self, data, fate, cancel_fate, all_):
+        for _ in range(len(self.venue.out) if all_ else 1): self.hear(self.venue.out.pop(data.draw(st.integers(0, len(self.venue.out) - 1))))
+        self.converge(fate, cancel_fate)
+
+    @precondition(lambda self: self.venue.heard)
+    @rule(data=st.data())
+    def deliver_again(self, data):
+        u = data.draw(st.sampled_from(self.venue.heard))
+        if u.kind in (K.FILL, K.ACK, K.CANCELED, K.EXPIRED):
+            assert self.m.on_update(u).fill is None
+            self.converge()
+
+    @rule(why=st.sampled_from(["stop", "target", "opposite", "time", "square_off", "flatten"]))
+    def trigger_fires(self, why):
+        if self.book.qty(SYM) or self.m.working(SYM): self.trigger = why
+        self.converge()
+
+    @rule(mid=st.sampled_from([98.0, 99.7, 100.0, 100.3, 102.0]), missing=st.sampled_from(["", "bid", "ask", "both"]))
+    def market_moves(self, mid, missing):
+        self.bid = float("nan") if missing in ("bid", "both") else mid - 0.05
+        self.ask = float("nan") if missing in ("ask", "both") else mid + 0.05
+        self.converge()
+
+    @rule(ms=st.integers(1, 400), answers=st.booleans(), fate=st.sampled_from(["ack", "reject", "lost"]))
+    def time_passes(self, ms, answers, fate):
+        self.ts += ms * MS
+        for o in self.m.due(self.ts):
+            if answers: self.venue.query(o.intent.id, self.ts)
+        self.converge(fate)
+        assert plan_deadline(self.view(), self.m.family(SYM, self.entry), self.cfg) > self.ts
+
+    @rule()
+    def restart(self):
+        m, book = self.manager(), PositionBook(D(0))
+        m.restore(json.loads(json.dumps(self.m.snapshot())))
+        book.restore(json.loads(json.dumps(self.book.snapshot())))
+        before = self.plan()
+        self.m, self.book = m, book
+        assert self.plan() == before
+        m.recover(self.ts)
+        self.converge()
+
+    # ------------------------------------------------------------ what must hold
+    def exits_at_venue(self): return [k for k in self.venue.live() if self.venue.orders[k][0].purpose is not P.ENTRY]
+
+    @invariant()
+    def reduce_only_at_the_venue(self):
+        if not hasattr(self, "venue"): return
+        groups = {}
+        for k in self.exits_at_venue():
+            i = self.venue.orders[k][0]
+            groups.setdefault((i.side, i.oco if self.caps.native_oco and i.oco else k), self.venue.leaves(k))
+        for side in Side:
+            total = sum((q for (s, _), q in groups.items() if s is side), D(0))
+            assert total <= max(-side * self.venue.pos, D(0)), "working exits exceed the position"
+
+    @invariant()
+    def books_are_the_heard_executions(self):
+        if not hasattr(self, "venue"): return
+        heard = {(u.client_id, u.exec_id): self.venue.orders[u.client_id][0].side * u.qty for u in self.venue.heard if u.kind is K.FILL}
+        assert self.book.qty(SYM) == sum(heard.values(), D(0))
+        assert self.book.equity({SYM: D(100)}) == D(10**6) + self.book.realised + self.book.unrealised(SYM, D(100)) - self.book.fees
+
+    @rule()
+    def settle(self):
+        "A venue that answers everything, a book that is there: the planner reaches its goal and stays there."
+        self.bid, self.ask = 99.95, 100.05
+        for _ in range(12):
+            while self.venue.out: self.hear(self.venue.out.pop(0))
+            self.converge()
+            self.ts += 7 * SEC
+            for o in self.m.due(self.ts): self.venue.query(o.intent.id, self.ts)
+            for o in self.m.working(SYM): self.venue.query(o.intent.id, self.ts)  # a reconciliation
+        assert not self.venue.out or not self.plan()
+        while self.venue.out: self.hear(self.venue.out.pop(0))
+        self.goal()
+
+    def goal(self):
+        assert self.venue.pos == self.book.qty(SYM)
+        exits, pos = [self.venue.orders[k][0] for k in self.exits_at_venue()], abs(self.venue.pos)
+        assert sorted(i.id for i in exits) == sorted(o.intent.id for o in self.m.working(SYM) if o.intent.purpose is not P.ENTRY)
+        if not pos: assert not exits
+        elif self.trigger or any(i.purpose in (P.EXIT, P.FLATTEN) for i in exits):
+            assert len(exits) == 1 and self.venue.leaves(exits[0].id) == pos and exits[0].purpose in (P.EXIT, P.FLATTEN)
+            assert lifecycle(self.book.qty(SYM), self.m.working(SYM)) is Lifecycle.EXITING
+        elif self.cfg.mode == "local": assert not exits
+        else:
+            want = [P.STOP, P.TARGET] if self.cfg.mode == "oco" and self.caps.native_oco else [P.STOP]
+            assert [i.purpose for i in exits] == want or sorted(i.purpose for i in exits) == sorted(want)
+            assert all(self.venue.leaves(i.id) == pos for i in exits)
+
+    def teardown(self):
+        if hasattr(self, "venue"): self.settle()
+
+
+Exits.TestCase.settings = settings(max_examples=250, stateful_step_count=50, deadline=None)
+TestExits = Exits.TestCase
+
+
+# ---------------------------------------------------------------- single cases the machine meets rarely
+
+CFG = ExitConfig()
+
+
+def view(qty, trigger="", bid=99.95, ask=100.05, ts=100 * SEC): return ExitView(SYM, D(qty), D(100), "en", bid, ask, ts, trigger)
+
+
+def placed(p, key="k", state=S.OPEN, ts=100 * SEC, **kw):
+    m = OrderManager("a", "s")
+    i = m.next_intent(ts=ts, sym=SYM, symbol="X", side=p.side, purpose=p.purpose, qty=p.qty, type=p.type, limit=p.limit, stop=p.stop, tif=p.tif,
+                      ref_px=D(100), parent="en", reason=p.reason, oco=p.oco)
+    return Order(i, state, sent_ts=ts, **kw)
+
+
+def test_levels_refused_when_no_tick_fits():
+    with pytest.raises(OrderError, match="exit levels"): levels(Side.BUY, D("0.05"), CFG, rnd)
+    assert levels(Side.SELL, D(2), CFG, rnd) == (D("2.05"), D("1.95"))
+
+
+def test_no_stop_type_means_local_protection():
+    limit_only = Caps(frozenset({T.LIMIT}))
+    assert stop_type(CFG, limit_only) is None and plan_exits(view(5), [], CFG, limit_only, rnd) == ()
+    assert stop_type(CFG, Caps(frozenset({T.STOP}))) is T.STOP
+
+
+def test_touch_prefers_the_opposite_side_then_its_own_then_the_fallback():
+    nan = float("nan")
+    assert [touch(Side.BUY, b, a, D(7)) for b, a in ((1.0, 2.0), (1.0, nan), (nan, nan))] == [D("2.0"), D("1.0"), D(7)]
+
+
+def test_a_stop_that_would_trigger_at_once_is_an_exit():
+    assert [p.purpose for p in plan_exits(view(5, bid=99.0), [], CFG, Caps(), rnd)] == [P.EXIT]
+    assert not through_stop(view(5, bid=float("nan")), CFG, rnd)
+
+
+def test_rejected_stop_backs_off_and_never_gives_up():
+    lost, ts, gaps = [], 100 * SEC, []
+    for n in range(10):
+        at = plan_deadline(view(5, ts=ts), lost, CFG) if lost else ts
+        gaps.append((at - ts) // MS)
+        assert not lost or plan_exits(view(5, ts=at - 1), lost, CFG, Caps(), rnd) == ()
+        p, = plan_exits(view(5, ts=at), lost, CFG, Caps(), rnd)
+        lost.append(placed(p, state=S.REJECTED, ts=at))
+        ts = at
+    assert gaps == [0, 500, 1000, 2000, 4000, 8000, 16000, 32000, 32000, 32000]
+
+
+def test_chase_reprices_only_towards_the_market():
+    p, = plan_exits(view(5, "opposite"), [], CFG, Caps(), rnd)
+    o = placed(p)
+    late = 100 * SEC + 500 * MS
+    assert plan_exits(view(5, "opposite", bid=99.0, ts=late - 1), [o], CFG, Caps(), rnd) == ()
+    assert plan_exits(view(5, "opposite", bid=100.5, ts=late), [o], CFG, Caps(), rnd) == ()
+    assert plan_exits(view(5, "opposite", bid=99.0, ts=late), [o], CFG, Caps(), rnd) == (CancelOrder(o.intent.id, "reprice"),)
+    assert plan_deadline(view(5, "opposite", ts=late), [o], CFG) == late + 500 * MS
+    market = Caps(frozenset(T))
+    wants = ExitConfig(allow_market=True)
+    assert plan_exits(view(5, "opposite", ts=late), [o], wants, market, rnd) == (CancelOrder(o.intent.id, "reprice"),)
+    m, = plan_exits(view(5, "kill"), [], wants, market, rnd)
+    assert (m.type, m.purpose) == (T.MARKET, P.FLATTEN)
+    assert plan_exits(view(5, "kill", ts=late), [placed(m)], wants, market, rnd) == ()
+
+
+def test_unknown_orders_are_asked_about_and_the_uncovered_rest_leaves():
+    p, = plan_exits(view(5), [], CFG, Caps(), rnd)
+    lost = placed(p, state=S.UNKNOWN)
+    assert plan_exits(view(5, "stop"), [lost], CFG, Caps(), rnd) == (Ask(lost.intent.id),)
+    ask, rest = plan_exits(view(9, "stop"), [lost], CFG, Caps(), rnd)
+    assert (ask, rest.qty, rest.purpose) == (Ask(lost.intent.id), D(4), P.EXIT)
+    assert plan_exits(view(3), [lost], CFG, Caps(), rnd) == (Ask(lost.intent.id),)
+    x, = plan_exits(view(5, "stop"), [], CFG, Caps(), rnd)
+    asked = placed(x, state=S.UNKNOWN)
+    assert plan_exits(view(9, "stop"), [asked], CFG, Caps(), rnd) == (Ask(asked.intent.id),)
+    smaller = placed(x)
+    assert plan_exits(view(9, "stop"), [smaller], CFG, Caps(), rnd) == (CancelOrder(smaller.intent.id, "resize"),)
+    assert plan_exits(view(3, "stop"), [smaller], CFG, Caps(), rnd) == (CancelOrder(smaller.intent.id, "reduce_only"),)
+
+
+def test_lifecycle():
+    p, = plan_exits(view(5), [], CFG, Caps(), rnd)
+    stop = placed(p)
+    assert [lifecycle(D(q), o) for q, o in ((0, []), (5, [stop]), (0, [stop]))] == [Lifecycle.FLAT, Lifecycle.HOLDING, Lifecycle.EXITING]
