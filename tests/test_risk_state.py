@@ -40,7 +40,8 @@ def test_breaker_trips_at_its_limit(name: str, out: dict[str, object], inside: d
     assert b.update(ENTRY, LIMITS, 1) == () and b.blocks_entries
 
 
-@pytest.mark.parametrize(("name", "kw"), [("feed", {"feed_ok": False, "feed_reason": "stale"}), ("feed", {"feed_ok": False}), ("reconcile", {"reconciled": False})])
+@pytest.mark.parametrize(("name", "kw"), [("feed", {"feed_ok": False, "feed_reason": "stale"}), ("feed", {"feed_ok": False}),
+                                          ("reconcile", {"reconciled": False})])
 def test_lasting_trouble_trips_even_across_a_restart(name: str, kw: dict[str, object]) -> None:
     b = Breakers()
     assert b.update(replace(ENTRY, **kw), LIMITS, 0) == ()
@@ -126,9 +127,10 @@ def test_limits_load() -> None:
 money = st.one_of(st.floats(0.01, 1e8), st.sampled_from([NAN, 0.0, -5.0, float("inf")]))
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(["fixed", "percent", "volatility"]), money, money, money, st.sampled_from([1, 25, 75, 0]), st.floats(0.0001, 0.2), st.floats(0, 0.1),
-       st.floats(0.001, 1.0), st.integers(1, 10_000))
-def test_size_never_exceeds_a_limit(mode: str, equity: float, power: float, price: float, lot: int, stop: float, vol: float, pct: float, fixed: int) -> None:
+@given(st.sampled_from(["fixed", "percent", "volatility"]), money, money, money, st.sampled_from([1, 25, 75, 0]),
+       st.floats(0.0001, 0.2), st.floats(0, 0.1), st.floats(0.001, 1.0), st.integers(1, 10_000))
+def test_size_never_exceeds_a_limit(mode: str, equity: float, power: float, price: float, lot: int, stop: float, vol: float,
+                                     pct: float, fixed: int) -> None:
     cfg = SizingConfig(mode=mode, balance_pct=pct, fixed_qty=fixed)  # type: ignore[arg-type]
     s = explain_size(cfg, equity, power, price, lot, stop, vol, LIMITS)
     assert s.qty == size(cfg, equity, power, price, lot, stop, vol, LIMITS) and s.qty >= 0 and s.reason

@@ -24,6 +24,7 @@ class Trip:
     reason: str
     numbers: tuple[tuple[str, float], ...] = ()
 
+# %% ../../nbs/risk/02_breakers.ipynb #5d914d83
 @dataclass(frozen=True, slots=True)
 class Reset:
     "A person's decision to arm a breaker again."
@@ -32,6 +33,7 @@ class Reset:
     who: str                   # name of the person
     tripped: Trip              # what is being reset
 
+# %% ../../nbs/risk/02_breakers.ipynb #84bd2d2f
 class Numbers(Protocol):
     "What the breakers look at; a `RiskView` has all of it."
     @property
@@ -70,6 +72,7 @@ def _counts(v: Numbers, limits: RiskLimits) -> list[_Found]:
                     (("losses", v.consecutive_losses), ("limit", limits.max_consecutive_losses))))
     return out
 
+# %% ../../nbs/risk/02_breakers.ipynb #24c16392
 def _losses(v: Numbers, limits: RiskLimits) -> list[_Found]:
     "Breakers on money."
     out: list[_Found] = []
@@ -114,6 +117,7 @@ def trip(
     breakers.tripped[name] = Trip(name, ts, reason, numbers)
     return breakers.tripped[name]
 
+# %% ../../nbs/risk/02_breakers.ipynb #c2739f1e
 def _lasting(breakers: Breakers, name: str, bad: bool, ts: int, grace_s: float, reason: str) -> list[_Found]:
     "Trouble that lasts longer than its grace."
     if not bad:
@@ -123,6 +127,7 @@ def _lasting(breakers: Breakers, name: str, bad: bool, ts: int, grace_s: float, 
     lasted = (ts - since) / _NS
     return [(name, reason, (("seconds", lasted), ("limit", grace_s)))] if lasted >= grace_s else []
 
+# %% ../../nbs/risk/02_breakers.ipynb #04871e51
 def update(
     breakers: Breakers,  # latched in place
     view: Numbers,  # the account now
@@ -137,8 +142,8 @@ def update(
     return tuple(t for t in trips if t is not None)
 
 # %% ../../nbs/risk/02_breakers.ipynb #f73d27ca
-_NOBODY = frozenset({"system", "auto", "automatic", "bot", "robot", "scalp", "daemon", "cron", "scheduler", "script", "none", "null", "nobody", "unknown",
-                     "root", "admin", "user", "test"})
+_NOBODY = frozenset({"system", "auto", "automatic", "bot", "robot", "scalp", "daemon", "cron", "scheduler", "script", "none", "null", "nobody",
+                     "unknown", "root", "admin", "user", "test"})
 
 def _person(who: object) -> str:
     "A person's name, or a refusal."
@@ -147,6 +152,7 @@ def _person(who: object) -> str:
         raise ConfigError("reset of a breaker by", who, "the name of a person", "say who takes the decision")
     return name
 
+# %% ../../nbs/risk/02_breakers.ipynb #b796636f
 def reset(
     breakers: Breakers,  # armed again in place
     name: str,  # a tripped breaker
@@ -177,6 +183,7 @@ def snapshot(
     return {"tripped": [_trip_row(t) for t in breakers.tripped.values()], "bad_since": dict(breakers.bad_since),
             "resets": [{"name": r.name, "ts": r.ts, "who": r.who, "tripped": _trip_row(r.tripped)} for r in breakers.resets]}
 
+# %% ../../nbs/risk/02_breakers.ipynb #c1f3bd7b
 def restore(
     snap: Mapping[str, object],  # what `snapshot` returned
 ) -> Breakers:  # as tripped as before
