@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from riskviews import ENTRY, NAN
 
 from scalp_nb.feed.errors import ConfigError, DataError
-from scalp_nb.risk.breakers import NAMES, Breakers, Trip
+from scalp_nb.risk.breakers import NAMES, AccountNumbers, Breakers, Trip
 from scalp_nb.risk.gates import check
 from scalp_nb.risk.limits import RiskLimits, load_limits
 from scalp_nb.risk.sizing import SizingConfig, explain_size, size
@@ -52,6 +52,15 @@ def test_lasting_trouble_trips_even_across_a_restart(name: str, kw: dict[str, ob
     b.update(replace(ENTRY, **kw), LIMITS, 0)
     b.update(ENTRY, LIMITS, 1)
     assert b.update(replace(ENTRY, **kw), LIMITS, 30 * S) == ()
+
+
+def test_account_numbers_are_enough() -> None:
+    calm = AccountNumbers(equity=1e6, start_equity=1e6, peak_equity=1e6, day_pnl=0.0, consecutive_losses=0, consecutive_failures=0)
+    assert Breakers().update(calm, LIMITS, 0) == ()
+    worst = replace(calm, equity=8e5, day_pnl=-2e5, consecutive_losses=9, consecutive_failures=9, killed=True)
+    assert {t.name for t in Breakers().update(worst, LIMITS, 0)} == set(NAMES) - {"feed", "reconcile"}
+    unread = AccountNumbers(equity=0.0, start_equity=0.0, peak_equity=0.0, day_pnl=0.0, consecutive_losses=0, consecutive_failures=0)
+    assert Breakers().update(unread, LIMITS, 0) == ()
 
 
 def test_unknown_numbers_trip_nothing_but_are_refused() -> None:

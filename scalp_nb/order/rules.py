@@ -184,15 +184,11 @@ class VenueRules:
     def flat_by_ns(self, ins: Instrument, close_ns: int) -> int: return flat_by_ns(self, ins, close_ns)
 
 # %% ../../nbs/order/05_rules.ipynb #d2a3e70e
-_fixed: dict[str, Ladder] = {}
-
+@lru_cache(maxsize=1024)
 def _fixed_ladder(text: str) -> Ladder | None:
-    "A one-band ladder for a literal tick such as '0.10'."
-    if text not in _fixed:
-        tick = _literal(text)
-        if tick is None: return None
-        _fixed[text] = (TickBand(None, False, tick),)
-    return _fixed[text]
+    "A one-band ladder for a literal tick such as '0.10'; None for a name."
+    tick = _literal(text)
+    return None if tick is None else (TickBand(None, False, tick),)
 
 # %% ../../nbs/order/05_rules.ipynb #d6db2597
 def ladder_of(
