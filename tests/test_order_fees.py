@@ -94,6 +94,14 @@ def test_round_trips_of_the_fact_sheet(value: int, fee: str, bps: str) -> None:
     assert abs(round_trip_bps(ANGEL, v, Decimal(500)) - Decimal(bps)) <= Decimal("0.06")
 
 
+@pytest.mark.parametrize("v", [1_000, 8_000, 1_950_000])
+def test_futures_by_hand(v: int) -> None:
+    base = Fraction(min(20.0, 0.0025 * v)) + v * (Fraction("0.0000173") + Fraction("0.000001") + Fraction("0.000001"))
+    for side, tax in ((Side.BUY, Fraction("0.00002")), (Side.SELL, Fraction("0.0005"))):
+        got = order_fee(FO, side, Decimal(v), Decimal(65))
+        assert abs(Fraction(got) - (base * Fraction("1.18") + v * tax)) < Fraction(1, 10**9)
+
+
 def test_alpaca_example_of_the_fact_sheet() -> None:
     now, then = fees_for("alpaca", "US", date(2026, 11, 20)), fees_for("alpaca", "US", date(2027, 1, 4))
     assert round_trip_bps(now, Decimal(10_000), Decimal(100)) == Decimal("0.22")  # 0.21 SEC, 0.01 CAT
