@@ -175,7 +175,7 @@ def test_ticks_and_quantities_refuse_nonsense() -> None:
     for qty in (float("nan"), -1.0, Decimal("-1")):
         with pytest.raises(RuleError, match="quantity"): NSE.round_qty(SBIN, qty)
     with pytest.raises(RuleError, match="last band"): R.tick_in((), Decimal(1))
-    with pytest.raises(RuleError, match="tick table of AAPL"): NSE.tick(Instrument("AAPL", "US"), 1.0)
+    with pytest.raises(RuleError, match="judged by other rules"): NSE.tick(Instrument("AAPL", "US"), 1.0)
     assert round_qty(Instrument("X", "NSE", lot=75), 149.9) == 75 and round_qty(SBIN, Decimal("3.7")) == 3
     assert tick_known(replace(SBIN, tick_table="0.10")) and not tick_known(SBIN) and not tick_known(replace(SBIN, tick_table="nse_etf"))
 
@@ -194,4 +194,16 @@ def test_cutoffs_by_date_and_half_day() -> None:
     half = rules_for("alpaca", "US", date(2026, 11, 27))
     aapl, close = Instrument("AAPL", "US", derivatives=True), ns(2026, 11, 27, 13, 0, tz="America/New_York")
     assert half.flat_by_ns(aapl, close) == close - 300 * 10**9 and half.entry_cutoff_ns(aapl, close) == close - 900 * 10**9
-    with pytest.raises(RuleError, match="no rule table"): NSE.entry_cutoff_ns(aapl, close)
+    with pytest.raises(RuleError, match="judged by other rules"): NSE.entry_cutoff_ns(aapl, close)
+
+
+def test_rules_of_another_segment_do_not_judge() -> None:
+    "Cash rules know no protection band for a future, so they must not price one."
+    nifty = Instrument("NIFTY26DECFUT", "NSE", segment="FO", tick_table="0.10")
+    for call in (lambda: NSE.tick(nifty, 26000.0), lambda: NSE.marketable_limit(nifty, Side.BUY, 26000.0, 0.5), lambda: NSE.flat_by_ns(nifty, 0),
+                 lambda: NSE.check(intent(type=OrderType.MARKET, limit=None), nifty)):
+        with pytest.raises(RuleError, match="judged by other rules"): call()
+
+
+def test_every_product_has_a_general_cutoff() -> None:
+    for rules, _ in VENUES: assert {(p, False) for p, _ in rules.cutoffs} <= set(rules.cutoffs)

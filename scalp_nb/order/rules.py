@@ -191,14 +191,22 @@ def _fixed_ladder(text: str) -> Ladder | None:
     return None if tick is None else (TickBand(None, False, tick),)
 
 # %% ../../nbs/order/05_rules.ipynb #d6db2597
+def _same_market(rules: VenueRules, ins: Instrument) -> None:
+    "Refuse an instrument that these rules are not for."
+    if ins.venue == rules.venue and ins.segment == rules.segment: return
+    raise RuleError(f"instrument {ins.symbol} judged by other rules", f"{ins.venue} {ins.segment}", f"{rules.venue} {rules.segment}",
+                    "use rules_for the instrument's venue and segment")
+
+# %% ../../nbs/order/05_rules.ipynb #4135cab7
 def ladder_of(
     rules: VenueRules,  # the day's rules
     ins: Instrument,  # what is traded
 ) -> Ladder:  # its tick ladder
     "Tick ladder of an instrument: its fixed tick, its named table, or the venue's default."
+    _same_market(rules, ins)
     name = ins.tick_table or product_of(ins, rules.indices)
     found = rules.ladders.get(name) or _fixed_ladder(name)
-    if found is None or ins.venue != rules.venue:
+    if found is None:
         what = f"tick table of {ins.symbol} on {rules.day} at {rules.venue}"
         raise RuleError(what, name, ", ".join(sorted(rules.ladders)), "correct the universe file")
     return found
@@ -301,6 +309,7 @@ def check_intent(
     band: tuple[Decimal, Decimal] | None = None,  # lowest and highest price of the day, currency; None = not known
 ) -> tuple[Violation, ...]:  # empty when the venue would take it
     "Every reason why the venue would refuse an order."
+    _same_market(rules, ins)
     out = [] if intent.type in rules.types else [_fmt("type", intent.type.value, " ".join(sorted(rules.types)))]
     if intent.tif not in rules.tifs: out.append(_fmt("tif", intent.tif.value, " ".join(sorted(rules.tifs))))
     out += _qty_violations(ins, intent.qty)
@@ -332,11 +341,11 @@ def marketable_limit(
     return limit
 
 # %% ../../nbs/order/05_rules.ipynb #23f6b1ef
-def _cutoff(rules: VenueRules, ins: Instrument) -> tuple[str, Cutoff]:
+def _cutoff(rules: VenueRules, ins: Instrument) -> Cutoff:
+    "Cut-off of an instrument; a product without a row for stocks with derivatives uses its general row."
+    _same_market(rules, ins)
     product = product_of(ins, rules.indices)
-    own = rules.cutoffs.get((product, ins.derivatives)) or rules.cutoffs.get((product, False))
-    if own is None or ins.venue != rules.venue: raise _none(rules.broker, ins.venue, ins.segment, rules.day)
-    return product, own
+    return rules.cutoffs.get((product, ins.derivatives)) or rules.cutoffs[product, False]
 
 def entry_cutoff_ns(
     rules: VenueRules,  # the day's rules
@@ -344,7 +353,7 @@ def entry_cutoff_ns(
     close_ns: int,  # end of continuous trading that day, ns UTC
 ) -> int:  # ns UTC
     "Last moment for a new entry."
-    c = _cutoff(rules, ins)[1]
+    c = _cutoff(rules, ins)
     return _cutoff_ns(rules.venue, rules.day, close_ns, c.entry_before_close_s, c.entry_by)
 
 # %% ../../nbs/order/05_rules.ipynb #6d9a0c34
@@ -354,5 +363,5 @@ def flat_by_ns(
     close_ns: int,  # end of continuous trading that day, ns UTC
 ) -> int:  # ns UTC
     "Moment by which the position must be closed."
-    c = _cutoff(rules, ins)[1]
+    c = _cutoff(rules, ins)
     return _cutoff_ns(rules.venue, rules.day, close_ns, c.flat_before_close_s, c.flat_by)
