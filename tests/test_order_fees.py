@@ -85,12 +85,21 @@ def test_a_callers_decimal_context_cannot_round_money() -> None:
     assert low == FeeLedger(ANGEL).charge(f)
 
 
-@pytest.mark.parametrize(("value", "fee", "bps"), [(10_000, "27.15", "27.2"), (20_000, "54.30", "27.2"), (50_000, "64.94", "13.0"), (100_000, "82.68", "8.3"),
-                                                   (200_000, "118.16", "5.9"), (500_000, "224.61", "4.5"), (1_000_000, "402.01", "4.0")])
+@pytest.mark.parametrize(("value", "fee", "bps"), [(10_000, "27.15", "27.2"), (20_000, "54.30", "27.2"), (50_000, "64.94", "13.0"),
+                                                   (100_000, "82.68", "8.3"), (200_000, "118.16", "5.9"), (500_000, "224.61", "4.5"),
+                                                   (1_000_000, "402.01", "4.0")])
 def test_round_trips_of_the_fact_sheet(value: int, fee: str, bps: str) -> None:
     v = Decimal(value)
     assert round(order_fee(ANGEL, Side.BUY, v, v / 500) + order_fee(ANGEL, Side.SELL, v, v / 500), 2) == Decimal(fee)
     assert abs(round_trip_bps(ANGEL, v, Decimal(500)) - Decimal(bps)) <= Decimal("0.06")
+
+
+@pytest.mark.parametrize("v", [1_000, 8_000, 1_950_000])
+def test_futures_by_hand(v: int) -> None:
+    base = Fraction(min(20.0, 0.0025 * v)) + v * (Fraction("0.0000173") + Fraction("0.000001") + Fraction("0.000001"))
+    for side, tax in ((Side.BUY, Fraction("0.00002")), (Side.SELL, Fraction("0.0005"))):
+        got = order_fee(FO, side, Decimal(v), Decimal(65))
+        assert abs(Fraction(got) - (base * Fraction("1.18") + v * tax)) < Fraction(1, 10**9)
 
 
 def test_alpaca_example_of_the_fact_sheet() -> None:
@@ -117,14 +126,13 @@ def _taf(qty: int) -> Decimal:
     return ledger.breakdown["taf"]
 
 
-@pytest.mark.parametrize(("broker", "venue", "segment", "plans"), [("angel_one", "NSE", "CM", ("standard",)), ("angel_one", "NSE", "FO", ("standard",)),
-                                                                   ("alpaca", "US", "CM", ("standard",))])
-def test_every_change_day_has_one_schedule(broker: str, venue: str, segment: str, plans: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("broker", "venue", "segment"), [("angel_one", "NSE", "CM"), ("angel_one", "NSE", "FO"), ("alpaca", "US", "CM")])
+def test_every_change_day_has_one_schedule(broker: str, venue: str, segment: str) -> None:
     own = [r for r in table_rows("fees") if (r["broker"], r["segment"]) == (broker, segment)]
     start = max(min(date.fromisoformat(r["valid_from"]) for r in own if r["item"] == i) for i in {r["item"] for r in own})
     days = {date.fromisoformat(r["valid_from"]) + timedelta(d) for r in own for d in (-1, 0)} | {date(2027, 6, 1)}
     for day in sorted(d for d in days if d >= start):
-        for plan in plans: assert fees_for(broker, venue, day, segment, plan).sources
+        assert fees_for(broker, venue, day, segment).sources
     with pytest.raises(RuleError, match="no fee schedule"): fees_for(broker, venue, start - timedelta(1), segment)
 
 
@@ -136,7 +144,8 @@ def test_no_schedule_means_no_trading(args: tuple[str, str, date]) -> None:
 
 def test_plans_differ() -> None:
     v = Decimal(1_000_000)
-    assert order_fee(fees_for("angel_one", "NSE", date(2026, 11, 20), plan="cap30"), Side.BUY, v, v) - order_fee(ANGEL, Side.BUY, v, v) == Decimal("11.80")
+    cap30 = fees_for("angel_one", "NSE", date(2026, 11, 20), plan="cap30")
+    assert order_fee(cap30, Side.BUY, v, v) - order_fee(ANGEL, Side.BUY, v, v) == Decimal("11.80")
 
 
 def test_refusals() -> None:

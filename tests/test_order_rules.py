@@ -40,13 +40,14 @@ def step(r: VenueRules, ins: Instrument, px: Decimal) -> Fraction:
     "The tick at a price, read straight from the CSV text: independent of the ladder code."
     if ins.tick_table: return Fraction(ins.tick_table)
     for row in table_rows("ticks"):
-        ours = row["table"] == product_of(ins, r.indices) and row["valid_from"] <= r.day.isoformat() <= (row["valid_to"] or "9999")
-        if ours and (not row["upper"] or Fraction(px) < Fraction(row["upper"]) or (row["upper_in"] == "1" and Fraction(px) == Fraction(row["upper"]))):
-            return Fraction(row["tick"])
+        if row["table"] != product_of(ins, r.indices) or not row["valid_from"] <= r.day.isoformat() <= (row["valid_to"] or "9999"): continue
+        upper = Fraction(row["upper"]) if row["upper"] else Fraction(10**12)
+        if Fraction(px) < upper or (row["upper_in"] == "1" and Fraction(px) == upper): return Fraction(row["tick"])
     raise AssertionError("no tick")
 
 
-price = st.one_of(st.floats(0.01, 250_000), st.integers(1, 25_000_000).map(lambda n: n / 100), st.sampled_from([249.99, 250.0, 1000.0, 5000.0, 20000.0, 0.99995, 1.0]))
+price = st.one_of(st.floats(0.01, 250_000), st.integers(1, 25_000_000).map(lambda n: n / 100),
+                  st.sampled_from([249.99, 250.0, 1000.0, 5000.0, 20000.0, 0.99995, 1.0]))
 
 @settings(max_examples=600, deadline=None)
 @given(st.sampled_from(VENUES), price, st.sampled_from([-1, 0, 1]))
@@ -69,7 +70,7 @@ def test_rounded_price_is_on_the_tick_and_nearest(venue: tuple[VenueRules, Instr
 
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from(VENUES), price, st.sampled_from([Side.BUY, Side.SELL]), st.floats(0, 0.2))
-def test_marketable_limit_is_at_or_beyond_the_touch_and_inside_the_band(venue: tuple[VenueRules, Instrument], px: float, side: Side, slip: float) -> None:
+def test_marketable_limit_takes_and_stays_inside_the_band(venue: tuple[VenueRules, Instrument], px: float, side: Side, slip: float) -> None:
     r, ins = venue
     try: touch = r.round_price(ins, px, 0)
     except RuleError: return
@@ -136,7 +137,8 @@ def test_rows_of_one_rule_never_overlap(name: str, key: tuple[str, ...]) -> None
         for (_, end), (start, _) in zip(spans, spans[1:], strict=False): assert end < start, k
 
 
-@pytest.mark.parametrize(("broker", "venue", "segment", "start"), [("angel_one", "NSE", "CM", date(2021, 1, 1)), ("angel_one", "NSE", "FO", date(2021, 1, 1)),
+@pytest.mark.parametrize(("broker", "venue", "segment", "start"), [("angel_one", "NSE", "CM", date(2021, 1, 1)),
+                                                                   ("angel_one", "NSE", "FO", date(2021, 1, 1)),
                                                                    ("alpaca", "US", "CM", date(2010, 1, 1))])
 def test_every_change_day_has_rules(broker: str, venue: str, segment: str, start: date) -> None:
     days = {date.fromisoformat(r["valid_from"]) + timedelta(d) for t in ("ticks", "order_types", "cutoffs") for r in table_rows(t) for d in (-1, 0)}
@@ -145,7 +147,8 @@ def test_every_change_day_has_rules(broker: str, venue: str, segment: str, start
         assert r.types and r.tifs and r.sources and r.cutoffs
 
 
-@pytest.mark.parametrize("row", [{"valid_from": "", "valid_to": "", "source": "x"}, {"valid_from": "2026-01-02", "valid_to": "2026-01-01", "source": "x"},
+@pytest.mark.parametrize("row", [{"valid_from": "", "valid_to": "", "source": "x"},
+                                 {"valid_from": "2026-01-02", "valid_to": "2026-01-01", "source": "x"},
                                  {"valid_from": "2026-01-01", "valid_to": "", "source": ""}])
 def test_a_bad_row_is_refused(row: dict[str, str], tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     from pathlib import Path
@@ -172,7 +175,7 @@ def test_ticks_and_quantities_refuse_nonsense() -> None:
     for qty in (float("nan"), -1.0, Decimal("-1")):
         with pytest.raises(RuleError, match="quantity"): NSE.round_qty(SBIN, qty)
     with pytest.raises(RuleError, match="last band"): R.tick_in((), Decimal(1))
-    with pytest.raises(RuleError, match="tick table of AAPL"): NSE.tick(Instrument("AAPL", "US"), 1.0)
+    with pytest.raises(RuleError, match="judged by other rules"): NSE.tick(Instrument("AAPL", "US"), 1.0)
     assert round_qty(Instrument("X", "NSE", lot=75), 149.9) == 75 and round_qty(SBIN, Decimal("3.7")) == 3
     assert tick_known(replace(SBIN, tick_table="0.10")) and not tick_known(SBIN) and not tick_known(replace(SBIN, tick_table="nse_etf"))
 
@@ -191,4 +194,16 @@ def test_cutoffs_by_date_and_half_day() -> None:
     half = rules_for("alpaca", "US", date(2026, 11, 27))
     aapl, close = Instrument("AAPL", "US", derivatives=True), ns(2026, 11, 27, 13, 0, tz="America/New_York")
     assert half.flat_by_ns(aapl, close) == close - 300 * 10**9 and half.entry_cutoff_ns(aapl, close) == close - 900 * 10**9
-    with pytest.raises(RuleError, match="no rule table"): NSE.entry_cutoff_ns(aapl, close)
+    with pytest.raises(RuleError, match="judged by other rules"): NSE.entry_cutoff_ns(aapl, close)
+
+
+def test_rules_of_another_segment_do_not_judge() -> None:
+    "Cash rules know no protection band for a future, so they must not price one."
+    nifty = Instrument("NIFTY26DECFUT", "NSE", segment="FO", tick_table="0.10")
+    for call in (lambda: NSE.tick(nifty, 26000.0), lambda: NSE.marketable_limit(nifty, Side.BUY, 26000.0, 0.5), lambda: NSE.flat_by_ns(nifty, 0),
+                 lambda: NSE.check(intent(type=OrderType.MARKET, limit=None), nifty)):
+        with pytest.raises(RuleError, match="judged by other rules"): call()
+
+
+def test_every_product_has_a_general_cutoff() -> None:
+    for rules, _ in VENUES: assert {(p, False) for p, _ in rules.cutoffs} <= set(rules.cutoffs)

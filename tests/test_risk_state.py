@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from riskviews import ENTRY, NAN
 
 from scalp_nb.feed.errors import ConfigError, DataError
-from scalp_nb.risk.breakers import NAMES, Breakers, Trip
+from scalp_nb.risk.breakers import NAMES, AccountNumbers, Breakers, Trip
 from scalp_nb.risk.gates import check
 from scalp_nb.risk.limits import RiskLimits, load_limits
 from scalp_nb.risk.sizing import SizingConfig, explain_size, size
@@ -40,7 +40,8 @@ def test_breaker_trips_at_its_limit(name: str, out: dict[str, object], inside: d
     assert b.update(ENTRY, LIMITS, 1) == () and b.blocks_entries
 
 
-@pytest.mark.parametrize(("name", "kw"), [("feed", {"feed_ok": False, "feed_reason": "stale"}), ("feed", {"feed_ok": False}), ("reconcile", {"reconciled": False})])
+@pytest.mark.parametrize(("name", "kw"), [("feed", {"feed_ok": False, "feed_reason": "stale"}), ("feed", {"feed_ok": False}),
+                                          ("reconcile", {"reconciled": False})])
 def test_lasting_trouble_trips_even_across_a_restart(name: str, kw: dict[str, object]) -> None:
     b = Breakers()
     assert b.update(replace(ENTRY, **kw), LIMITS, 0) == ()
@@ -51,6 +52,15 @@ def test_lasting_trouble_trips_even_across_a_restart(name: str, kw: dict[str, ob
     b.update(replace(ENTRY, **kw), LIMITS, 0)
     b.update(ENTRY, LIMITS, 1)
     assert b.update(replace(ENTRY, **kw), LIMITS, 30 * S) == ()
+
+
+def test_account_numbers_are_enough() -> None:
+    calm = AccountNumbers(equity=1e6, start_equity=1e6, peak_equity=1e6, day_pnl=0.0, consecutive_losses=0, consecutive_failures=0)
+    assert Breakers().update(calm, LIMITS, 0) == ()
+    worst = replace(calm, equity=8e5, day_pnl=-2e5, consecutive_losses=9, consecutive_failures=9, killed=True)
+    assert {t.name for t in Breakers().update(worst, LIMITS, 0)} == set(NAMES) - {"feed", "reconcile"}
+    unread = AccountNumbers(equity=0.0, start_equity=0.0, peak_equity=0.0, day_pnl=0.0, consecutive_losses=0, consecutive_failures=0)
+    assert Breakers().update(unread, LIMITS, 0) == ()
 
 
 def test_unknown_numbers_trip_nothing_but_are_refused() -> None:
@@ -126,9 +136,10 @@ def test_limits_load() -> None:
 money = st.one_of(st.floats(0.01, 1e8), st.sampled_from([NAN, 0.0, -5.0, float("inf")]))
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(["fixed", "percent", "volatility"]), money, money, money, st.sampled_from([1, 25, 75, 0]), st.floats(0.0001, 0.2), st.floats(0, 0.1),
-       st.floats(0.001, 1.0), st.integers(1, 10_000))
-def test_size_never_exceeds_a_limit(mode: str, equity: float, power: float, price: float, lot: int, stop: float, vol: float, pct: float, fixed: int) -> None:
+@given(st.sampled_from(["fixed", "percent", "volatility"]), money, money, money, st.sampled_from([1, 25, 75, 0]),
+       st.floats(0.0001, 0.2), st.floats(0, 0.1), st.floats(0.001, 1.0), st.integers(1, 10_000))
+def test_size_never_exceeds_a_limit(mode: str, equity: float, power: float, price: float, lot: int, stop: float, vol: float,
+                                     pct: float, fixed: int) -> None:
     cfg = SizingConfig(mode=mode, balance_pct=pct, fixed_qty=fixed)  # type: ignore[arg-type]
     s = explain_size(cfg, equity, power, price, lot, stop, vol, LIMITS)
     assert s.qty == size(cfg, equity, power, price, lot, stop, vol, LIMITS) and s.qty >= 0 and s.reason

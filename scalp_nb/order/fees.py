@@ -32,6 +32,7 @@ class FeeItem:
     per: str                  # "fill" | "order" | "day": what floor and cap count over
     round_to: Decimal | None  # the day's total is rounded up to this, currency; None = exact
 
+# %% ../../nbs/order/06_fees.ipynb #327aff77
 @dataclass(frozen=True, slots=True)
 class FeeSchedule:
     "All charges of one broker, venue and segment on one day."
@@ -45,7 +46,7 @@ class FeeSchedule:
 
 GST_BASE = frozenset({"brokerage", "transaction", "sebi", "ipft"})
 
-# %% ../../nbs/order/06_fees.ipynb #327aff77
+# %% ../../nbs/order/06_fees.ipynb #8eebb51a
 def _dec(text: str) -> Decimal | None:
     return Decimal(text) if text else None
 
@@ -54,6 +55,7 @@ def _item(r: Mapping[str, str]) -> FeeItem:
     return FeeItem(r["item"], r["side"] != "sell", r["side"] != "buy", r["basis"], Decimal(r["rate"]), _dec(r["floor"]), _dec(r["cap"]),
                    r["per"], _dec(r["round_to"]))
 
+# %% ../../nbs/order/06_fees.ipynb #65c1a91c
 _NEEDED = {("angel_one", "NSE"): {"brokerage", "transaction", "ipft", "sebi", "stt", "stamp", "gst"},
            ("alpaca", "US"): {"commission", "sec", "taf", "cat"}}
 
@@ -70,8 +72,8 @@ def fees_for(
     rows = rows_on("fees", day, broker=broker, venue=venue, segment=segment, plan=plan)
     names = [r["item"] for r in rows]
     if not rows or len(set(names)) != len(names) or set(names) != _NEEDED.get((broker, venue)):
-        raise RuleError("no fee schedule for the date", f"{broker} {venue} {segment} {plan} {day}", "a day and plan covered by scalp_nb/order/tables/fees.csv",
-                        "do not trade; add a row with its source")
+        raise RuleError("no fee schedule for the date", f"{broker} {venue} {segment} {plan} {day}",
+                        "a day and plan covered by scalp_nb/order/tables/fees.csv", "do not trade; add a row with its source")
     items = sorted((_item(r) for r in rows), key=lambda i: i.basis == "gst")  # taxes on fees come last
     return FeeSchedule(broker, venue, segment, day, plan, tuple(items), tuple(dict.fromkeys(r["source"] for r in rows)))
 
@@ -123,6 +125,7 @@ def _raw_step(ledger: FeeLedger, item: FeeItem, order: str, value: Decimal, qty:
     ledger.orders[key] = before + basis
     return _bounded(item, (before + basis) * item.rate) - _bounded(item, before * item.rate)
 
+# %% ../../nbs/order/06_fees.ipynb #cdf13a55
 def _charge_item(ledger: FeeLedger, item: FeeItem, step: Decimal) -> Decimal:
     "Book an item's growth; returns the increment actually charged."
     raw = ledger.raw[item.name] = ledger.raw.get(item.name, Decimal(0)) + step
@@ -130,7 +133,7 @@ def _charge_item(ledger: FeeLedger, item: FeeItem, step: Decimal) -> Decimal:
     ledger.charged[item.name] = _round_up(item, raw)
     return ledger.charged[item.name] - before
 
-# %% ../../nbs/order/06_fees.ipynb #cdf13a55
+# %% ../../nbs/order/06_fees.ipynb #27d711ab
 def _charge_value(ledger: FeeLedger, order: str, side: Side, value: Decimal, qty: Decimal) -> Decimal:
     "Charge an exact value and quantity."
     with localcontext(_CTX):
@@ -142,6 +145,7 @@ def _charge_value(ledger: FeeLedger, order: str, side: Side, value: Decimal, qty
             out += step
         return out
 
+# %% ../../nbs/order/06_fees.ipynb #217c5e06
 def charge(
     ledger: FeeLedger,  # advanced in place
     order: str,  # order id: fills of one order share a floor and a cap
@@ -165,18 +169,21 @@ def snapshot(
     parts = {"orders": ledger.orders, "raw": ledger.raw, "charged": ledger.charged}
     return {"schedule": _key(ledger.schedule), **{k: {n: str(v) for n, v in d.items()} for k, d in parts.items()}}
 
+# %% ../../nbs/order/06_fees.ipynb #f3c3b0a6
 def _amounts(snap: Mapping[str, object], key: str) -> dict[str, Decimal]:
     part = snap.get(key)
     if not isinstance(part, dict): raise ConfigError(f"fee ledger state {key!r}", part, "a mapping of names to amounts")
     return {str(n): Decimal(str(v)) for n, v in part.items()}
 
+# %% ../../nbs/order/06_fees.ipynb #825a6739
 def restore(
     schedule: FeeSchedule,  # schedule of the same day
     snap: Mapping[str, object],  # what `snapshot` returned
 ) -> FeeLedger:  # the ledger as it was
     "Ledger from its saved state; refuses another schedule's state."
     if snap.get("schedule") != _key(schedule):
-        raise ConfigError("fee ledger state of another schedule", snap.get("schedule"), str(_key(schedule)), "restore with fees_for the same day and plan")
+        raise ConfigError("fee ledger state of another schedule", snap.get("schedule"), str(_key(schedule)),
+                          "restore with fees_for the same day and plan")
     ledger = FeeLedger(schedule)
     ledger.orders, ledger.raw, ledger.charged = (_amounts(snap, k) for k in ("orders", "raw", "charged"))
     return ledger
@@ -192,6 +199,7 @@ def order_fee(
     if not (value >= 0 and qty >= 0): raise RuleError("order to price", f"value {value}, quantity {qty}", "both >= 0")
     return _charge_value(FeeLedger(schedule), "order", side, value, qty)
 
+# %% ../../nbs/order/06_fees.ipynb #85f5dd9b
 def round_trip_bps(
     schedule: FeeSchedule,  # the day's charges
     value: Decimal,  # value of each leg, currency

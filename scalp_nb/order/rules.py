@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, time
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import Decimal
 from functools import lru_cache
 from importlib.resources import files
 from zoneinfo import ZoneInfo
@@ -26,6 +26,7 @@ from .types import Intent, OrderType, Side, Tif
 def _day(text: str) -> date | None:
     return date.fromisoformat(text) if text else None
 
+# %% ../../nbs/order/05_rules.ipynb #e4852493
 @lru_cache(maxsize=32)
 def table_rows(
     name: str,  # file name without ".csv"
@@ -59,6 +60,7 @@ class TickBand:
     inclusive: bool        # a price equal to `upper` belongs to this band
     tick: Decimal          # currency
 
+# %% ../../nbs/order/05_rules.ipynb #fc183771
 Ladder = tuple[TickBand, ...]
 
 def _ladder(rows: tuple[Mapping[str, str], ...], what: str) -> Ladder:
@@ -79,6 +81,7 @@ def _literal(text: str) -> Decimal | None:
     if not tick.is_finite() or tick <= 0: raise RuleError("tick of an instrument", text, "a positive number or the name of a tick table")
     return tick
 
+# %% ../../nbs/order/05_rules.ipynb #a1680b2e
 def tick_in(
     ladder: Ladder,  # bands, ascending
     px: Decimal,  # price in currency
@@ -97,6 +100,7 @@ class Cutoff:
     entry_before_close_s: int  # seconds before the end of continuous trading
     flat_before_close_s: int
 
+# %% ../../nbs/order/05_rules.ipynb #945b79da
 _TZ = {"NSE": "Asia/Kolkata", "US": "America/New_York"}
 
 def _cutoff_ns(venue: str, day: date, close_ns: int, before_s: int, by: time | None) -> int:
@@ -142,6 +146,7 @@ def _exact(px: float | Decimal) -> Decimal:
     if d.is_finite() and d > 0: return d
     raise RuleError("price", px, "a finite number > 0", "do not price an order from a missing quote")
 
+# %% ../../nbs/order/05_rules.ipynb #ae3586e0
 def round_to(
     px: Decimal,  # price > 0
     tick: Decimal,  # tick > 0
@@ -179,34 +184,41 @@ class VenueRules:
     def flat_by_ns(self, ins: Instrument, close_ns: int) -> int: return flat_by_ns(self, ins, close_ns)
 
 # %% ../../nbs/order/05_rules.ipynb #d2a3e70e
-_fixed: dict[str, Ladder] = {}
-
+@lru_cache(maxsize=1024)
 def _fixed_ladder(text: str) -> Ladder | None:
-    "A one-band ladder for a literal tick such as '0.10'."
-    if text not in _fixed:
-        tick = _literal(text)
-        if tick is None: return None
-        _fixed[text] = (TickBand(None, False, tick),)
-    return _fixed[text]
+    "A one-band ladder for a literal tick such as '0.10'; None for a name."
+    tick = _literal(text)
+    return None if tick is None else (TickBand(None, False, tick),)
 
+# %% ../../nbs/order/05_rules.ipynb #d6db2597
+def _same_market(rules: VenueRules, ins: Instrument) -> None:
+    "Refuse an instrument that these rules are not for."
+    if ins.venue == rules.venue and ins.segment == rules.segment: return
+    raise RuleError(f"instrument {ins.symbol} judged by other rules", f"{ins.venue} {ins.segment}", f"{rules.venue} {rules.segment}",
+                    "use rules_for the instrument's venue and segment")
+
+# %% ../../nbs/order/05_rules.ipynb #4135cab7
 def ladder_of(
     rules: VenueRules,  # the day's rules
     ins: Instrument,  # what is traded
 ) -> Ladder:  # its tick ladder
     "Tick ladder of an instrument: its fixed tick, its named table, or the venue's default."
+    _same_market(rules, ins)
     name = ins.tick_table or product_of(ins, rules.indices)
     found = rules.ladders.get(name) or _fixed_ladder(name)
-    if found is None or ins.venue != rules.venue:
-        raise RuleError(f"tick table of {ins.symbol} on {rules.day} at {rules.venue}", name, ", ".join(sorted(rules.ladders)), "correct the universe file")
+    if found is None:
+        what = f"tick table of {ins.symbol} on {rules.day} at {rules.venue}"
+        raise RuleError(what, name, ", ".join(sorted(rules.ladders)), "correct the universe file")
     return found
 
+# %% ../../nbs/order/05_rules.ipynb #374fe8a5
 def tick_known(
     ins: Instrument,  # what is traded
 ) -> bool:  # False: the tick is inferred from the price
     "True when the instrument carries its tick from the broker's instrument master."
     return bool(ins.tick_table) and _fixed_ladder(ins.tick_table) is not None
 
-# %% ../../nbs/order/05_rules.ipynb #d6db2597
+# %% ../../nbs/order/05_rules.ipynb #f887ee49
 def round_price(
     rules: VenueRules,  # the day's rules
     ins: Instrument,  # what is traded
@@ -219,6 +231,7 @@ def round_price(
     if out <= 0: raise RuleError(f"price of {ins.symbol} rounded to the tick", px, "at least one tick")
     return out
 
+# %% ../../nbs/order/05_rules.ipynb #08781e20
 def round_qty(
     ins: Instrument,  # what is traded
     qty: float | Decimal,  # units
@@ -277,6 +290,7 @@ def _px_violations(rules: VenueRules, ins: Instrument, name: str, px: Decimal | 
     if band is not None and not band[0] <= px <= band[1]: out.append(_fmt("band", f"{name} {px}", f"{band[0]} to {band[1]}"))
     return out
 
+# %% ../../nbs/order/05_rules.ipynb #0772d1b3
 def _qty_violations(ins: Instrument, qty: Decimal) -> list[Violation]:
     "What is wrong with the quantity of an order."
     if not isinstance(qty, Decimal) or not qty.is_finite() or qty <= 0: return [_fmt("qty", qty, "an exact number > 0")]
@@ -295,6 +309,7 @@ def check_intent(
     band: tuple[Decimal, Decimal] | None = None,  # lowest and highest price of the day, currency; None = not known
 ) -> tuple[Violation, ...]:  # empty when the venue would take it
     "Every reason why the venue would refuse an order."
+    _same_market(rules, ins)
     out = [] if intent.type in rules.types else [_fmt("type", intent.type.value, " ".join(sorted(rules.types)))]
     if intent.tif not in rules.tifs: out.append(_fmt("tif", intent.tif.value, " ".join(sorted(rules.tifs))))
     out += _qty_violations(ins, intent.qty)
@@ -326,11 +341,11 @@ def marketable_limit(
     return limit
 
 # %% ../../nbs/order/05_rules.ipynb #23f6b1ef
-def _cutoff(rules: VenueRules, ins: Instrument) -> tuple[str, Cutoff]:
+def _cutoff(rules: VenueRules, ins: Instrument) -> Cutoff:
+    "Cut-off of an instrument; a product without a row for stocks with derivatives uses its general row."
+    _same_market(rules, ins)
     product = product_of(ins, rules.indices)
-    own = rules.cutoffs.get((product, ins.derivatives)) or rules.cutoffs.get((product, False))
-    if own is None or ins.venue != rules.venue: raise _none(rules.broker, ins.venue, ins.segment, rules.day)
-    return product, own
+    return rules.cutoffs.get((product, ins.derivatives)) or rules.cutoffs[product, False]
 
 def entry_cutoff_ns(
     rules: VenueRules,  # the day's rules
@@ -338,14 +353,15 @@ def entry_cutoff_ns(
     close_ns: int,  # end of continuous trading that day, ns UTC
 ) -> int:  # ns UTC
     "Last moment for a new entry."
-    c = _cutoff(rules, ins)[1]
+    c = _cutoff(rules, ins)
     return _cutoff_ns(rules.venue, rules.day, close_ns, c.entry_before_close_s, c.entry_by)
 
+# %% ../../nbs/order/05_rules.ipynb #6d9a0c34
 def flat_by_ns(
     rules: VenueRules,  # the day's rules
     ins: Instrument,  # what is traded
     close_ns: int,  # end of continuous trading that day, ns UTC
 ) -> int:  # ns UTC
     "Moment by which the position must be closed."
-    c = _cutoff(rules, ins)[1]
+    c = _cutoff(rules, ins)
     return _cutoff_ns(rules.venue, rules.day, close_ns, c.flat_before_close_s, c.flat_by)

@@ -22,10 +22,9 @@ from .limits import RiskLimits
 
 # %% ../../nbs/risk/01_gates.ipynb #ac2b0cbd
 @dataclass(frozen=True, slots=True)
-class RiskView:
-    "Everything the gates may look at, at the moment of one decision."
+class _AccountView:
+    "The account, in its currency."
     ts: int                      # event time, ns UTC
-    # account, in its currency
     equity: float                # now, marked to market
     start_equity: float          # at the day's start
     peak_equity: float           # highest since the drawdown was last counted from
@@ -38,13 +37,21 @@ class RiskView:
     open_positions: int          # symbols held or being entered
     gross_exposure: float        # sum of |position| * price
     open_order_exposure: float   # value of working and unacknowledged entry orders
-    # the order
+
+# %% ../../nbs/risk/01_gates.ipynb #ce0914c5
+@dataclass(frozen=True, slots=True)
+class _OrderView(_AccountView):
+    "The order that asks for permission."
     side: int                    # +1 buy, -1 sell
     qty: float                   # units, > 0
     price: float                 # limit price, or the touch for an order without one
     ref_px: float                # price the decision saw (mid or last)
     stop_px: float               # protective stop planned with an entry; NaN for exits
-    # the market in this symbol
+
+# %% ../../nbs/risk/01_gates.ipynb #672fe50b
+@dataclass(frozen=True, slots=True)
+class _MarketView(_OrderView):
+    "The market in its symbol."
     bid: float
     ask: float
     displayed_qty: float         # units displayed on the opposite side, the levels the strategy uses
@@ -53,7 +60,11 @@ class RiskView:
     session_close_ts: int        # end of continuous trading, ns UTC
     entry_cutoff_ts: int         # last entry, ns UTC
     market_open: bool            # calendar and venue state say open
-    # health and state
+
+# %% ../../nbs/risk/01_gates.ipynb #eda1105a
+@dataclass(frozen=True, slots=True)
+class RiskView(_MarketView):
+    "Everything the gates may look at, at the moment of one decision: account, order, market, and the state of health."
     feed_ok: bool
     feed_reason: str
     reconciled: bool             # our books equal the broker's
@@ -79,6 +90,7 @@ class Refusal:
     text: str                # in words
     numbers: Numbers = ()    # what was compared
 
+# %% ../../nbs/risk/01_gates.ipynb #0eea6f0e
 @dataclass(frozen=True, slots=True)
 class Decision:
     "The answer to one request, as the journal keeps it."
@@ -89,6 +101,7 @@ class Decision:
     checked: tuple[str, ...] # gates passed or asked, in order
     text: str = ""
 
+# %% ../../nbs/risk/01_gates.ipynb #bfb804f8
 Check = Callable[[RiskView, RiskLimits, Breakers], Refusal | None]
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +120,15 @@ class Gate:
 
 # %% ../../nbs/risk/01_gates.ipynb #a476e137
 _ORDER = ("qty", "price", "ref_px")
-_FLOATS = (*_ORDER, "equity", "start_equity", "peak_equity", "cash", "buying_power", "day_pnl", "gross_exposure", "open_order_exposure", "stop_px", "bid",
-           "ask", "displayed_qty", "volume", "symbol_position")
+_FLOATS = (*_ORDER, "equity", "start_equity", "peak_equity", "cash", "buying_power", "day_pnl", "gross_exposure", "open_order_exposure",
+           "stop_px", "bid", "ask", "displayed_qty", "volume", "symbol_position")
 
 def _unknown(v: RiskView, names: tuple[str, ...], code: str) -> Refusal:
     "Refusal that names the first number that is not known or not usable."
     bad = next((n for n in names if not isfinite(getattr(v, n))), next((n for n in _ORDER if not getattr(v, n) > 0), "side or total"))
     return Refusal(code, f"{bad} is not a usable number", ((bad, getattr(v, bad, float("nan"))),))
 
+# %% ../../nbs/risk/01_gates.ipynb #0bb13c5a
 def inputs_known(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | None:
     "Every number an entry is judged by is finite, and the order has a side, a quantity and a price."
     total = (v.qty + v.price + v.ref_px + v.equity + v.start_equity + v.peak_equity + v.cash + v.buying_power + v.day_pnl + v.gross_exposure
@@ -122,6 +136,7 @@ def inputs_known(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal
     if total * 0.0 == 0.0 and v.qty > 0 and v.price > 0 and v.ref_px > 0 and (v.side == 1 or v.side == -1): return None
     return _unknown(v, _FLOATS, "inputs_known")
 
+# %% ../../nbs/risk/01_gates.ipynb #5c75aa25
 def exit_inputs_known(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | None:
     "An exit has a side, a quantity, a price and a reference, all finite, and the position is known."
     if (v.qty + v.price + v.ref_px + v.symbol_position) * 0.0 == 0.0 and v.qty > 0 and v.price > 0 and v.ref_px > 0 and (v.side == 1 or v.side == -1):
@@ -137,19 +152,21 @@ def paused(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | Non
     "No person has paused entries."
     return None if v.paused is False else Refusal("paused", "entries are paused")
 
+# %% ../../nbs/risk/01_gates.ipynb #c83adbc2
 def breaker(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | None:
     "No breaker is tripped."
     if not breakers.tripped: return None
     first = next(iter(breakers.tripped.values()))
     return Refusal("breaker", f"breaker {first.name}: {first.reason}", first.numbers)
 
+# %% ../../nbs/risk/01_gates.ipynb #96420894
 def order_failures(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | None:
     "Fewer order failures in a row than the limit."
     if v.consecutive_failures < limits.max_consecutive_failures: return None
     return Refusal("order_failures", "too many order failures in a row",
                    (("failures", v.consecutive_failures), ("limit", limits.max_consecutive_failures)))
 
-# %% ../../nbs/risk/01_gates.ipynb #c83adbc2
+# %% ../../nbs/risk/01_gates.ipynb #66d89961
 def market_hours(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | None:
     "The market is open now, by the calendar and by the clock of the event."
     if v.market_open is True and v.session_open_ts <= v.ts < v.session_close_ts: return None
@@ -160,6 +177,7 @@ def entry_cutoff(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal
     if v.ts <= v.entry_cutoff_ts: return None
     return Refusal("entry_cutoff", "too late for an entry", (("ts", v.ts), ("cutoff", v.entry_cutoff_ts)))
 
+# %% ../../nbs/risk/01_gates.ipynb #35861a0a
 def feed_health(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | None:
     "The market data of this symbol is healthy."
     return None if v.feed_ok is True else Refusal("feed_health", f"feed: {v.feed_reason or 'unhealthy'}")
@@ -177,6 +195,7 @@ def eligible(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | N
     "The symbol is not halted, restricted or on a surveillance list."
     return None if v.restricted is False else Refusal("eligible", "the symbol is restricted")
 
+# %% ../../nbs/risk/01_gates.ipynb #5c12e1b1
 def short_sale(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | None:
     "A sale that opens or deepens a short is allowed in this symbol."
     if v.side > 0 or v.shortable is True or v.symbol_position >= v.qty: return None
@@ -186,6 +205,7 @@ def duplicate(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | 
     "The same order was not sent a moment ago, nor its id ever."
     return None if v.duplicate is False else Refusal("duplicate", "the same order was sent already", (("window_s", limits.duplicate_window_s),))
 
+# %% ../../nbs/risk/01_gates.ipynb #a3d82bb5
 def reduce_only(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | None:
     "An exit only makes the position smaller and never turns it round."
     if v.side * v.symbol_position < 0 and v.qty <= abs(v.symbol_position): return None
@@ -201,6 +221,7 @@ def order_value(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal 
     if value <= limits.max_order_value: return None
     return Refusal("order_value", "the order is too large", (("value", value), ("limit", limits.max_order_value)))
 
+# %% ../../nbs/risk/01_gates.ipynb #9a281533
 def order_qty(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | None:
     "One order's quantity is within its limit."
     if v.qty <= limits.max_order_qty: return None
@@ -211,6 +232,7 @@ def exit_order_value(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Ref
     value, most = _value(v), limits.max_order_value * limits.exit_headroom
     return None if value <= most else Refusal("exit_order_value", "the exit is too large", (("value", value), ("limit", most)))
 
+# %% ../../nbs/risk/01_gates.ipynb #528d7ace
 def exit_order_qty(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | None:
     "An exit's quantity is within the limit with headroom."
     most = limits.max_order_qty * limits.exit_headroom
@@ -223,6 +245,7 @@ def position_size(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusa
     most = limits.max_position_pct * v.equity
     return None if after <= most else Refusal("position_size", "the position would be too large", (("value", after), ("limit", most)))
 
+# %% ../../nbs/risk/01_gates.ipynb #a2bfdd5a
 def buying_power(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | None:
     "The order and all working orders fit into the buying power."
     need = _value(v) + v.open_order_exposure
@@ -233,6 +256,7 @@ def gross_exposure(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refus
     after, most = v.gross_exposure + v.open_order_exposure + _value(v), limits.max_gross_exposure_pct * v.equity
     return None if after <= most else Refusal("gross_exposure", "the gross exposure would be too large", (("value", after), ("limit", most)))
 
+# %% ../../nbs/risk/01_gates.ipynb #aef7cfc7
 def concurrent_positions(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | None:
     "Fewer symbols are held than the limit."
     if v.open_positions < limits.max_concurrent_positions: return None
@@ -250,12 +274,14 @@ def daily_loss(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal |
     if v.day_pnl > floor and v.start_equity > 0: return None
     return Refusal("daily_loss", "the day's loss limit is reached", (("day_pnl", v.day_pnl), ("limit", floor)))
 
+# %% ../../nbs/risk/01_gates.ipynb #438561e5
 def drawdown(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | None:
     "Equity has fallen less from its peak than the limit."
     floor = (1.0 - limits.max_drawdown_pct) * v.peak_equity
     if v.equity > floor and v.peak_equity > 0: return None
     return Refusal("drawdown", "the drawdown limit is reached", (("equity", v.equity), ("floor", floor)))
 
+# %% ../../nbs/risk/01_gates.ipynb #8afb022e
 def loss_streak(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | None:
     "Fewer losing trades in a row than the limit."
     if v.consecutive_losses < limits.max_consecutive_losses: return None
@@ -272,23 +298,30 @@ def loss_per_trade(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refus
 def spread(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | None:
     "Bid and ask are there, not locked or crossed, and close enough together."
     wide = (v.ask - v.bid) / ((v.ask + v.bid) * 0.5) if v.ask > v.bid > 0 else float("nan")
-    return None if wide <= limits.max_spread_pct else Refusal("spread", "the spread is unknown, crossed or too wide",
-                                                              (("bid", v.bid), ("ask", v.ask), ("spread", wide), ("limit", limits.max_spread_pct)))
+    if wide <= limits.max_spread_pct: return None
+    return Refusal("spread", "the spread is unknown, crossed or too wide",
+                   (("bid", v.bid), ("ask", v.ask), ("spread", wide), ("limit", limits.max_spread_pct)))
 
+# %% ../../nbs/risk/01_gates.ipynb #50cf5bc7
 def depth(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | None:
     "Enough quantity is displayed on the opposite side."
     need = limits.depth_multiple * v.qty
-    return None if v.displayed_qty >= need else Refusal("depth", "not enough quantity is displayed", (("displayed", v.displayed_qty), ("need", need)))
+    if v.displayed_qty >= need: return None
+    return Refusal("depth", "not enough quantity is displayed", (("displayed", v.displayed_qty), ("need", need)))
 
+# %% ../../nbs/risk/01_gates.ipynb #919a4899
 def volume(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | None:
     "Enough has traded today."
-    return None if v.volume >= limits.min_volume else Refusal("volume", "too little has traded", (("volume", v.volume), ("limit", limits.min_volume)))
+    if v.volume >= limits.min_volume: return None
+    return Refusal("volume", "too little has traded", (("volume", v.volume), ("limit", limits.min_volume)))
 
 def price_collar(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | None:
     "The price is near the reference price."
     if abs(v.price - v.ref_px) <= limits.price_collar_pct * v.ref_px: return None
-    return Refusal("price_collar", "the price is too far from the reference", (("price", v.price), ("ref", v.ref_px), ("limit", limits.price_collar_pct)))
+    return Refusal("price_collar", "the price is too far from the reference",
+                   (("price", v.price), ("ref", v.ref_px), ("limit", limits.price_collar_pct)))
 
+# %% ../../nbs/risk/01_gates.ipynb #ba86f6d4
 def exit_price_collar(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | None:
     "An exit's price is near the reference price, within a wider band."
     if abs(v.price - v.ref_px) <= limits.exit_collar_pct * v.ref_px: return None
@@ -303,6 +336,7 @@ def first_minutes(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusa
     start = v.session_open_ts + limits.avoid_first_minutes * _MINUTE
     return None if v.ts >= start else Refusal("first_minutes", "too soon after the open", (("ts", v.ts), ("from", start)))
 
+# %% ../../nbs/risk/01_gates.ipynb #c176aad8
 def last_minutes(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | None:
     "The last minutes before the close have not begun."
     end = v.session_close_ts - limits.avoid_last_minutes * _MINUTE
@@ -314,6 +348,7 @@ def order_rate(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal |
     return Refusal("order_rate", "too many messages", (("second", v.orders_last_second), ("limit", limits.max_orders_per_second),
                                                       ("minute", v.orders_last_minute), ("limit_minute", limits.max_orders_per_minute)))
 
+# %% ../../nbs/risk/01_gates.ipynb #a2e6e1ca
 def exit_order_rate(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | None:
     "Messages are within the limits with headroom: even exits must not run away."
     second, minute = limits.max_orders_per_second * limits.exit_headroom, limits.max_orders_per_minute * limits.exit_headroom
@@ -321,10 +356,12 @@ def exit_order_rate(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refu
     return Refusal("exit_order_rate", "too many messages, even for exits", (("second", v.orders_last_second), ("limit", second),
                                                                            ("minute", v.orders_last_minute), ("limit_minute", minute)))
 
+# %% ../../nbs/risk/01_gates.ipynb #afff2291
 def self_cross(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | None:
     "The order would not trade against our own resting order."
-    if v.side > 0: return Refusal("self_cross", "would buy from ourselves", (("price", v.price), ("own_ask", v.own_ask))) if v.price >= v.own_ask else None
-    return Refusal("self_cross", "would sell to ourselves", (("price", v.price), ("own_bid", v.own_bid))) if v.price <= v.own_bid else None
+    own = v.own_ask if v.side > 0 else v.own_bid
+    if not (v.price - own) * v.side >= 0: return None  # also when nothing rests (NaN)
+    return Refusal("self_cross", "would trade with ourselves", (("price", v.price), ("own", own)))
 
 # %% ../../nbs/risk/01_gates.ipynb #4d540dc1
 _T, _F = True, False
@@ -387,9 +424,11 @@ _TIERS = {g.name: g.tier for g in GATES}
 
 def _passed(v: RiskView) -> Numbers:
     "Numbers of an order that was allowed."
-    return (("value", _value(v)), ("qty", v.qty), ("price", v.price), ("ref", v.ref_px), ("bid", v.bid), ("ask", v.ask), ("displayed", v.displayed_qty),
-            ("equity", v.equity), ("day_pnl", v.day_pnl), ("trades", v.trades_today), ("gross", v.gross_exposure), ("position", v.symbol_position))
+    return (("value", _value(v)), ("qty", v.qty), ("price", v.price), ("ref", v.ref_px), ("bid", v.bid), ("ask", v.ask),
+            ("displayed", v.displayed_qty), ("equity", v.equity), ("day_pnl", v.day_pnl), ("trades", v.trades_today),
+            ("gross", v.gross_exposure), ("position", v.symbol_position))
 
+# %% ../../nbs/risk/01_gates.ipynb #1faa049d
 def check(
     view: RiskView,  # what is known at the decision
     limits: RiskLimits,  # what is allowed
@@ -412,18 +451,24 @@ CONTROLS = {1: "price collar", 2: "maximum order value", 3: "maximum order volum
             20: "reduce-only exits", 21: "kill function", 23: "loss, drawdown, streak, count and error breakers", 28: "reconciliation"}
 _BREAKER_CONTROLS = {"kill": 21, "order_failures": 23, "daily_loss": 23, "drawdown": 23, "consecutive_losses": 23, "feed": 15, "reconcile": 28}
 
+def _gate_rows(limits: RiskLimits) -> list[dict[str, object]]:
+    "One row for each control of each gate."
+    return [{"control": c, "title": CONTROLS[c], "kind": "gate", "name": g.name, "tier": g.tier, "entries": g.entries, "exits": g.exits,
+             "check": g.fn.__doc__ or "", "limits": {n: getattr(limits, n) for n in g.limits}} for g in GATES for c in g.controls]
+
+# %% ../../nbs/risk/01_gates.ipynb #53f557f8
+def _breaker_rows() -> list[dict[str, object]]:
+    "One row for each breaker."
+    return [{"control": _BREAKER_CONTROLS[n], "title": CONTROLS[_BREAKER_CONTROLS[n]], "kind": "breaker", "name": n, "tier": 1, "entries": True,
+             "exits": False, "check": f"latched breaker {n}: stays tripped until a person resets it", "limits": {}} for n in NAMES]
+
 def controls_table(
     limits: RiskLimits | None = None,  # whose values to show; None = the defaults
 ) -> list[dict[str, object]]:  # one row for each control and gate or breaker, ordered by control
     "The controls this room implements, from the registry."
-    lim = limits or RiskLimits()
-    rows: list[dict[str, object]] = [
-        {"control": c, "title": CONTROLS[c], "kind": "gate", "name": g.name, "tier": g.tier, "entries": g.entries, "exits": g.exits, "check": g.fn.__doc__ or "",
-         "limits": {n: getattr(lim, n) for n in g.limits}} for g in GATES for c in g.controls]
-    rows += [{"control": _BREAKER_CONTROLS[n], "title": CONTROLS[_BREAKER_CONTROLS[n]], "kind": "breaker", "name": n, "tier": 1, "entries": True, "exits": False,
-              "check": f"latched breaker {n}: stays tripped until a person resets it", "limits": {}} for n in NAMES]
-    return sorted(rows, key=lambda r: (int(str(r["control"])), str(r["kind"]), str(r["name"])))
+    return sorted(_gate_rows(limits or RiskLimits()) + _breaker_rows(), key=lambda r: (int(str(r["control"])), str(r["kind"]), str(r["name"])))
 
+# %% ../../nbs/risk/01_gates.ipynb #2e3322f6
 def gate(
     name: str,  # a gate's name
 ) -> Gate:  # its registry entry

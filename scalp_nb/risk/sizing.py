@@ -24,6 +24,7 @@ class SizingConfig(BaseModel):
     balance_pct: Fraction = 0.05                                  # position value to equity, modes percent and volatility
     target_volatility: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.002  # at this volatility the full balance_pct is used
 
+# %% ../../nbs/risk/03_sizing.ipynb #f8ab73fb
 @dataclass(frozen=True, slots=True)
 class Size:
     "A size and what decided it."
@@ -47,6 +48,7 @@ def _bounds(equity: Decimal, power: Decimal, price: Decimal, stop: Decimal, limi
             "order value": dec(limits.max_order_value) / price, "order quantity": dec(limits.max_order_qty), "buying power": power / price,
             "loss per trade": equity * dec(limits.max_loss_per_trade_pct) / (price * stop)}
 
+# %% ../../nbs/risk/03_sizing.ipynb #0a417d2a
 def _wanted(cfg: SizingConfig, equity: Decimal, price: Decimal, volatility: float) -> Decimal | None:
     "Units the mode asks for; None when its input is unknown."
     if cfg.mode == "fixed": return Decimal(cfg.fixed_qty)
@@ -55,7 +57,7 @@ def _wanted(cfg: SizingConfig, equity: Decimal, price: Decimal, volatility: floa
     if not (isfinite(volatility) and volatility > 0): return None
     return qty * min(Decimal(1), Decimal(str(cfg.target_volatility)) / Decimal(str(volatility)))
 
-# %% ../../nbs/risk/03_sizing.ipynb #0a417d2a
+# %% ../../nbs/risk/03_sizing.ipynb #f356ee4c
 _ZERO = Decimal(0)
 
 def explain_size(
@@ -79,6 +81,7 @@ def explain_size(
     why = f"less than one lot of {lot}, bounded by " if qty == 0 else ""
     return Size(qty, why + (name if bounds[name] < wanted else cfg.mode), wanted, bounds[name])
 
+# %% ../../nbs/risk/03_sizing.ipynb #95296d46
 def size(
     cfg: SizingConfig,  # how to choose
     equity: _Num,  # account currency
