@@ -69,6 +69,7 @@ def _levels(px: Iterable[float], qty: Iterable[float], step: int) -> list[list[i
     "Displayed levels; missing ones (NaN or zero) are left out."
     return [[round(p * SCALE), int(q * SCALE) // step * step] for p, q in zip(px, qty, strict=True) if 0 < p < math.inf and 0 < q < math.inf]
 
+# %% ../../nbs/broker/01_exchange.ipynb #b9411293
 def read_book(
     raw: bytes,  # one DEPTH row
     step: int = SCALE,  # quantities are rounded down to multiples of this, in units
@@ -86,6 +87,7 @@ class Trigger(StrEnum):
     TOUCH = "touch"    # the best price it would trade against, at or through the trigger
     EITHER = "either"
 
+# %% ../../nbs/broker/01_exchange.ipynb #75749f5e
 @dataclass(slots=True, eq=False)
 class Working:
     "One order as the exchange has it; quantities and prices in units."
@@ -107,6 +109,7 @@ class Working:
     @property
     def live(self) -> bool: return self.state not in TERMINAL
 
+# %% ../../nbs/broker/01_exchange.ipynb #00898f43
 @dataclass(slots=True)
 class Exchange:
     "All orders at one venue."
@@ -159,6 +162,7 @@ def _shrink(ex: Exchange, w: Working, by: int, ts: int) -> list[Update]:
     w.qty, w.cut = w.qty - by, True
     return [end_order(ex, w, UpdateKind.CANCELED, ts, "oco")] if w.qty <= w.filled else []
 
+# %% ../../nbs/broker/01_exchange.ipynb #6689d73c
 def record_fill(
     ex: Exchange,  # the exchange
     w: Working,  # a live order
@@ -254,6 +258,7 @@ def _enter(ex: Exchange, book: Book, w: Working, ts: int) -> list[Update]:
     elif w.live and w.px is not None: w.queue = queue_ahead(book, w.side, w.px)
     return out
 
+# %% ../../nbs/broker/01_exchange.ipynb #b49912ab
 def _arm(ex: Exchange, book: Book, w: Working, ts: int) -> list[Update]:
     "An armed stop looks at a row."
     if book.halted or not _sets_off(ex, book, w): return []
@@ -276,6 +281,7 @@ def open_order(
     ex.live.setdefault(intent.sym, []).append(w)
     return w
 
+# %% ../../nbs/broker/01_exchange.ipynb #436c781f
 def join_group(
     ex: Exchange,  # the exchange
     w: Working,  # an order just opened
@@ -285,6 +291,7 @@ def join_group(
     done = ex.oco_filled.get((w.intent.sym, w.intent.oco), 0) if ex.native_oco and w.intent.oco else 0
     return _shrink(ex, w, done, ts) if done else []
 
+# %% ../../nbs/broker/01_exchange.ipynb #b22d3e33
 def accept(
     ex: Exchange,  # the exchange
     intent: Intent,  # a valid order with a new id
@@ -297,6 +304,9 @@ def accept(
     out = [_say(w, UpdateKind.ACK, ts), *join_group(ex, w, ts)]
     if not w.live: return out
     return out + (_enter if w.trig is None else _arm)(ex, book, w, ts)
+
+# %% ../../nbs/broker/01_exchange.ipynb #9850eb47
+#| export
 
 # %% ../../nbs/broker/01_exchange.ipynb #068edbbb
 def match_row(
@@ -342,6 +352,7 @@ def expire(
     "End the DAY orders whose session is over."
     return [end_order(ex, w, UpdateKind.EXPIRED, ts, "day") for ws in ex.live.values() for w in list(ws) if w.expiry <= ts]
 
+# %% ../../nbs/broker/01_exchange.ipynb #be0dedea
 def next_expiry(
     ex: Exchange,  # the exchange
 ) -> int:  # ns UTC, NEVER when no working order expires
@@ -373,6 +384,7 @@ def watch_range(
         else: hi = min(hi, (px - 0.6) / SCALE)
     return lo, hi
 
+# %% ../../nbs/broker/01_exchange.ipynb #313aa321
 def pauses(
     rows: Rows,  # DEPTH rows, shape (n,)
     watch: npt.NDArray[np.float64],  # shape (symbols, 2): [lo, hi]

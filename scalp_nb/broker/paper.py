@@ -42,6 +42,7 @@ _Prob = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _Nanos = Annotated[int, Field(ge=0, le=60_000_000_000)]
 _Loose = Field(strict=False)  # names from YAML are accepted for enums, decimal text for money
 
+# %% ../../nbs/broker/02_paper.ipynb #5e36a24c
 class PaperConfig(BaseModel):
     "A paper venue: its terms, its speed and its faults."
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -96,6 +97,9 @@ def caps_of(
     "What the configured venue accepts."
     return BrokerCaps(cfg.name, cfg.order_types, cfg.tifs, cfg.native_oco, cfg.short, cfg.id_width, cfg.fractional)
 
+# %% ../../nbs/broker/02_paper.ipynb #ae63ad81
+#| export
+
 # %% ../../nbs/broker/02_paper.ipynb #bc0539b5
 @dataclass(slots=True)
 class EventLog:
@@ -141,6 +145,7 @@ def _parse(path: Path, n: int, line: bytes) -> dict[str, Any]:
         raise BrokerError(f"paper venue log {path.name} line {n}", line[:40], "one JSON object a line", "restore the file from a copy")
     return record
 
+# %% ../../nbs/broker/02_paper.ipynb #812b50ee
 def open_log(
     path: Path,  # file to open or create
 ) -> tuple[EventLog, list[dict[str, Any]]]:  # the log, and what it remembers
@@ -166,6 +171,7 @@ class Position:
     qty: Decimal = Decimal(0)
     cost: Decimal = Decimal(0)
 
+# %% ../../nbs/broker/02_paper.ipynb #f3ab72a0
 @dataclass(slots=True)
 class Venue:
     "Everything a paper venue knows."
@@ -215,6 +221,7 @@ def _push(v: Venue, due: int, u: Update) -> None:
     v.n += 1
     heapq.heappush(v.out, (end or due, v.n, u))
 
+# %% ../../nbs/broker/02_paper.ipynb #d3b4c989
 def deliver(
     v: Venue,  # the venue
     u: Update,  # what the client should learn
@@ -245,6 +252,7 @@ def move_position(
     p.cost += (abs(signed) - close) * px * (1 if signed > 0 else -1)
     p.qty += signed
 
+# %% ../../nbs/broker/02_paper.ipynb #4069df14
 def book_fill(
     v: Venue,  # the venue
     w: Working,  # the order that traded
@@ -308,6 +316,7 @@ def _bad_account(v: Venue, i: Intent) -> str:
     px = i.limit or i.stop or (Decimal(repr(quote)) if 0 < quote < math.inf else i.ref_px)
     return "buying_power" if opening * px > buying_power(v) else ""
 
+# %% ../../nbs/broker/02_paper.ipynb #31478610
 def refusal(
     v: Venue,  # the venue
     i: Intent,  # an order with a new id
@@ -338,6 +347,7 @@ def hang_up(
     if not v.closed and v.log is not None: v.log.close()
     v.closed = True
 
+# %% ../../nbs/broker/02_paper.ipynb #9f720f58
 def require_open(
     v: Venue,  # the venue
 ) -> None:
@@ -359,6 +369,7 @@ def _record_triggers(v: Venue) -> None:
     for client_id in v.ex.triggered: _remember(v, k="trigger", id=client_id)
     v.ex.triggered.clear()
 
+# %% ../../nbs/broker/02_paper.ipynb #15bdc97c
 def publish(
     v: Venue,  # the venue
     updates: Iterable[Update],  # what just happened, in order
@@ -394,6 +405,7 @@ def _arrive_order(v: Venue, i: Intent, ts: int, sent: int) -> None:
         return publish(v, [Update(ts, i.id, UpdateKind.REJECT, reason=reason, text=f"paper venue: {reason}")], sent=sent)
     publish(v, accept(v.ex, i, v.books[i.sym:i.sym + 1], ts, day_end(v, ts)), i.sym, sent)
 
+# %% ../../nbs/broker/02_paper.ipynb #e091e6bc
 def day_end(
     v: Venue,  # the venue
     ts: int,  # ns UTC
@@ -402,7 +414,7 @@ def day_end(
     k = bisect_left(v.ends, ts + 1)
     return v.ends[k] if k < len(v.ends) else NEVER
 
-# %% ../../nbs/broker/02_paper.ipynb #e091e6bc
+# %% ../../nbs/broker/02_paper.ipynb #ea280cdd
 def _arrive(v: Venue, op: str, client_id: str, intent: Intent | None, ts: int, sent: int) -> None:
     "One request reaches the exchange."
     if op == "submit" and intent is not None: _arrive_order(v, intent, ts, sent)
@@ -415,6 +427,7 @@ def _arrive(v: Venue, op: str, client_id: str, intent: Intent | None, ts: int, s
 def _expire(v: Venue, ts: int) -> None:
     for u in expire(v.ex, ts): publish(v, [u], v.ex.orders[u.client_id].intent.sym)
 
+# %% ../../nbs/broker/02_paper.ipynb #a7074cb6
 def advance(
     v: Venue,  # the venue
     ts: int,  # ns UTC; the books are current up to here
@@ -484,6 +497,7 @@ def _replay(v: Venue, r: dict[str, Any], pending: dict[tuple[str, str], dict[str
 def _header(v: Venue) -> dict[str, Any]:
     return {"k": "open", "version": 1, "cash": str(v.cfg.cash), "symbols": list(v.universe.symbols)}
 
+# %% ../../nbs/broker/02_paper.ipynb #d83375ee
 def restore(
     v: Venue,  # a fresh venue
     records: Sequence[dict[str, Any]],  # its log, without a header when new
@@ -535,6 +549,7 @@ def working_order(
     i = w.intent
     return BrokerOrder(i.id, w.venue_id, i.symbol, w.side, from_units(w.qty), from_units(w.filled), i.type, i.limit, i.stop)
 
+# %% ../../nbs/broker/02_paper.ipynb #bb004136
 def snapshot(
     v: Venue,  # the venue
     ts: int,  # ns UTC
@@ -552,6 +567,7 @@ def no_fee(
     "A venue that charges nothing."
     return Decimal(0)
 
+# %% ../../nbs/broker/02_paper.ipynb #3d1f1520
 def new_venue(
     universe: Universe,  # instruments; their order is the index of `books`
     cfg: PaperConfig,  # terms, speed, faults
@@ -573,6 +589,9 @@ def new_venue(
         hang_up(v)
         raise
     return v
+
+# %% ../../nbs/broker/02_paper.ipynb #25cd6584
+#| export
 
 # %% ../../nbs/broker/02_paper.ipynb #11cda850
 class PaperBroker:
@@ -619,6 +638,7 @@ def read_state(
     require_line(v, ts)
     return snapshot(v, ts)
 
+# %% ../../nbs/broker/02_paper.ipynb #9154bc76
 def see_row(
     v: Venue,  # the venue
     row: Rows,  # shape (1,)
@@ -633,6 +653,7 @@ def see_row(
     updates = match_row(v.ex, row, sym, traded, ts)
     if updates or v.ex.triggered: publish(v, updates, sym)
 
+# %% ../../nbs/broker/02_paper.ipynb #c5072137
 def next_event(
     v: Venue,  # the venue
 ) -> int:  # ns UTC, NEVER when nothing is under way
