@@ -202,18 +202,19 @@ _CAUSES = (
     ("i/o error", "the disk reports an input/output error", "check the disk; what was committed before is intact"),
 )
 
+def _because(doing: str, name: str, e: BaseException) -> StoreError:
+    "A StoreError for a driver's error."
+    raw = str(getattr(e, "orig", None) or e)
+    why, step = next(((w, s) for k, w, s in _CAUSES if k in raw.lower()), (raw, "see the cause above"))
+    return StoreError(f"{doing} {name}: {why}" + (f" ({raw})" if why is not raw else ""), next_step=step)
+
+# %% ../../nbs/trader/02_store.ipynb #4e649cdf
 def _reachable(path: Path) -> None:
     "SQLite says of everything that it cannot open it; say which it is."
     if not path.parent.is_dir(): raise StoreError(f"open {path}: the folder does not exist", next_step="create it, or choose another")
     if path.is_dir(): raise StoreError(f"open {path}: it is a folder", next_step="name a file in it")
     if not os.access(path if path.exists() else path.parent, os.W_OK) or not os.access(path.parent, os.W_OK):
         raise StoreError(f"open {path}: the file or its folder is read-only", next_step="make it writable, or choose another folder")
-
-def _because(doing: str, name: str, e: BaseException) -> StoreError:
-    "A StoreError for a driver's error."
-    raw = str(getattr(e, "orig", None) or e)
-    why, step = next(((w, s) for k, w, s in _CAUSES if k in raw.lower()), (raw, "see the cause above"))
-    return StoreError(f"{doing} {name}: {why}" + (f" ({raw})" if why is not raw else ""), next_step=step)
 
 # %% ../../nbs/trader/02_store.ipynb #1679b34b
 class _Db:
@@ -222,7 +223,7 @@ class _Db:
     def __init__(self, where: str | Path, readonly: bool) -> None:
         self.url = store_url(where)
         self.raw: Any = None
-        self.name, self.pg = self.url.render_as_string(hide_password=True), self.url.get_backend_name() == "postgresql"
+        self.name, self.pg = self.url.difference_update_query(["password"]).render_as_string(hide_password=True), self.url.get_backend_name() == "postgresql"
         path = self.url.database or ""
         self.path = None if self.pg or path in ("", ":memory:") else Path(path).absolute()
         self.mark, self.readonly, self.full = "%s" if self.pg else "?", readonly, False
