@@ -57,6 +57,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode): raise yaml.constructor.ConstructorError(None, None, "a key must be a name", key.start_mark)
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
             seen.add(key.value)
@@ -125,7 +126,7 @@ def merge(
 
 # %% ../../nbs/trader/03_config.ipynb #25901334
 _SECRET = re.compile(r"(?i)(^|_|\.)(secret|password|passwd|pwd|token|totp|mpin|pin|credentials?|(api|access|private|secret)_?key)(_|$)")
-_URL_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@")
+_URL_PASSWORD = re.compile(r"://[^/?#@\s]*:[^?#\s]*@|[?&]pass(word|file)?=")
 
 def looks_secret(
     key: str,  # one part of a dotted name
@@ -138,6 +139,8 @@ def shown(
     name: str = "",  # dotted name of the parameter
 ) -> str:  # repr, shortened; hidden when it may be a secret
     "A value as an error message may show it."
+    if isinstance(value, Mapping): return "a section"
+    if isinstance(value, list | tuple) and any(isinstance(x, Mapping | list | tuple) for x in value): return "a list"
     try: text = repr(value)
     except ValueError: text = "an endless number"  # Python refuses to print integers beyond 4300 digits
     if any(looks_secret(k) for k in name.split(".")) or _URL_PASSWORD.search(text): return "<hidden>"
@@ -182,13 +185,20 @@ def _near(name: str, model: type[BaseModel]) -> str:
 
 # %% ../../nbs/trader/03_config.ipynb #f640bb05
 def _unknown(model: type[BaseModel], data: Mapping[Any, Any], root: type[BaseModel], at: str = "") -> Iterator[Problem]:
-    "Secrets and unknown names in a tree."
+    "Unknown names in a tree."
     for k, v in data.items():
         name, f = f"{at}{k}", model.model_fields.get(str(k))
-        if looks_secret(str(k)):
-            yield Problem(name, "<hidden>", f"no secrets here: put it in the environment as {re.sub('[^A-Z0-9]', '_', name.upper())}")
-        elif f is None: yield Problem(name, shown(v, name), _near(name, root))
+        if f is None: yield Problem(name, shown(v, name), _near(name, root))
         elif (sub := _submodel(f.annotation)) and isinstance(v, Mapping): yield from _unknown(sub, v, root, f"{name}.")
+
+# %% ../../nbs/trader/03_config.ipynb #b6384858
+def _secrets(v: Any, at: str = "") -> Iterator[Problem]:
+    "Keys that look like secrets, anywhere in a tree."
+    for k, x in v.items() if isinstance(v, Mapping) else enumerate(v) if isinstance(v, list | tuple) else ():
+        name = f"{at}.{k}" if at else str(k)
+        if isinstance(k, str) and looks_secret(k):
+            yield Problem(name, "<hidden>", f"no secrets here: put it in the environment as {re.sub('[^A-Z0-9]', '_', name.upper())}")
+        yield from _secrets(x, name)
 
 # %% ../../nbs/trader/03_config.ipynb #c909939e
 _TYPES = {"boolean": "true or false, without quotes", "integer": "a whole number, without quotes", "number": "a number, without quotes",
@@ -265,7 +275,7 @@ def load_config(
     "A checked configuration, or one InvalidConfig with every problem."
     tree, problems = merge(read_yaml(yaml_path) if yaml_path is not None else {}, overrides or {})
     odd = [p for k, v in tree.items() for p in (*_odd(str(k), v), *_bools(model, (str(k),), v))]
-    problems += [*_unknown(model, tree, model), *odd]
+    problems += [*_secrets(tree), *_unknown(model, tree, model), *odd]
     if any(p.allowed == "64 bits" for p in odd): raise InvalidConfig(problems)  # such a number cannot even be written down
     config: M | None = None
     text = json.dumps(tree, default=_json, ensure_ascii=False).encode("utf-8", "replace")
@@ -285,7 +295,9 @@ def updated(
     changes: Mapping[str, Any],  # nested dicts or dotted names
 ) -> M:
     "A copy with some values changed, checked as if it had been loaded."
-    return load_config(type(config), None, merge(config.model_dump(mode="json"), changes)[0])
+    tree, problems = merge(config.model_dump(mode="json"), changes)
+    if problems: raise InvalidConfig(problems)
+    return load_config(type(config), None, tree)
 
 # %% ../../nbs/trader/03_config.ipynb #1299d876
 def secret(

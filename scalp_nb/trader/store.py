@@ -174,7 +174,8 @@ def store_url(
 def _engine(url: URL, readonly: bool) -> Engine:
     "An engine whose connections do not open transactions by themselves."
     if url.get_backend_name() == "postgresql":
-        return create_engine(url.set(drivername="postgresql+psycopg"), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        return create_engine(url.set(drivername="postgresql+psycopg"), poolclass=NullPool, isolation_level="AUTOCOMMIT",
+                             pool_reset_on_return=None, connect_args={"client_encoding": "utf8"})
     path, args = url.database, {"isolation_level": None, "check_same_thread": False, "timeout": 5.0}
     if path in (None, "", ":memory:"): return create_engine(url, poolclass=StaticPool, connect_args=args)
     if readonly: url = url.set(database=f"file:{quote(path)}", query={"uri": "true", "mode": "ro"} | _frozen(Path(path)))
@@ -187,6 +188,8 @@ def _frozen(path: Path) -> dict[str, str]:
 # %% ../../nbs/trader/02_store.ipynb #6a3bf3b2
 _CAUSES = (
     ("full", "the disk is full", "free space; what was committed is intact (scalp verify)"),
+    ("no space", "the disk is full", "free space"),
+    ("no such file", "the folder does not exist", "create it, or choose another"),
     ("readonly", "the file or its folder is read-only", "make it writable, or choose another folder"),
     ("read-only", "the file or its folder is read-only", "make it writable, or choose another folder"),
     ("not a database", "the file is not a database, or its start is damaged", "restore it from a copy; do not trade on it"),
@@ -205,6 +208,14 @@ def _because(doing: str, name: str, e: BaseException) -> StoreError:
     why, step = next(((w, s) for k, w, s in _CAUSES if k in raw.lower()), (raw, "see the cause above"))
     return StoreError(f"{doing} {name}: {why}" + (f" ({raw})" if why is not raw else ""), next_step=step)
 
+# %% ../../nbs/trader/02_store.ipynb #4e649cdf
+def _reachable(path: Path) -> None:
+    "SQLite says of everything that it cannot open it; say which it is."
+    if not path.parent.is_dir(): raise StoreError(f"open {path}: the folder does not exist", next_step="create it, or choose another")
+    if path.is_dir(): raise StoreError(f"open {path}: it is a folder", next_step="name a file in it")
+    if not os.access(path if path.exists() else path.parent, os.W_OK) or not os.access(path.parent, os.W_OK):
+        raise StoreError(f"open {path}: the file or its folder is read-only", next_step="make it writable, or choose another folder")
+
 # %% ../../nbs/trader/02_store.ipynb #1679b34b
 class _Db:
     "One driver connection: execute, and transactions that wait for the disk or do not."
@@ -212,10 +223,11 @@ class _Db:
     def __init__(self, where: str | Path, readonly: bool) -> None:
         self.url = store_url(where)
         self.raw: Any = None
-        self.name, self.pg = self.url.render_as_string(hide_password=True), self.url.get_backend_name() == "postgresql"
+        self.name, self.pg = self.url.difference_update_query(["password"]).render_as_string(hide_password=True), self.url.get_backend_name() == "postgresql"
         path = self.url.database or ""
         self.path = None if self.pg or path in ("", ":memory:") else Path(path).absolute()
         self.mark, self.readonly, self.full = "%s" if self.pg else "?", readonly, False
+        if self.path and not readonly: _reachable(self.path)
         try: self.engine = _engine(self.url, readonly)
         except ImportError as e: raise StoreError(f"open {self.name}: no PostgreSQL driver", next_step="pip install 'psycopg[binary]'") from e
         self.errors: tuple[type[BaseException], ...] = (self.engine.dialect.loaded_dbapi.Error, SQLAlchemyError, OSError)
@@ -236,7 +248,8 @@ class _Db:
 
     def all(self, sql: str, args: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         "Rows of a query written with ? marks."
-        return list(self.raw.execute(sql.replace("?", self.mark) if self.pg else sql, args).fetchall())
+        cur = self.raw.execute(sql.replace("?", self.mark) if self.pg else sql, args)
+        return list(cur.fetchall()) if cur.description else []
 
     def close(self) -> None:
         self.pool.close()
@@ -514,8 +527,8 @@ class StoreCommit(StoreBuffer):
         "Roll back, refuse everything from now on, and say why."
         _rollback(self.db)
         self.failed = e if isinstance(e, StoreError) else _because("commit to", self.db.name, e)
-        if isinstance(e, self.db.errors): raise self.failed from e
-        raise e
+        if isinstance(e, StoreError) or not isinstance(e, Exception): raise e
+        raise self.failed from e
 
     def checkpoint(self) -> None:
         "SQLite: fold the write-ahead log into the file. Call it when idle, so that no commit has to."
