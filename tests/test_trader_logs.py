@@ -36,7 +36,8 @@ def lines(path: Path) -> list[dict]:
 
 def test_importing_logs_nothing_and_writes_nothing(tmp_path):
     code = "import logging\nfrom scalp_nb.trader import logs\nlogs.get_logger('a').warning('hello', password='x')\nassert not logging.root.handlers"
-    r = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": ROOT}, capture_output=True, text=True, check=False)
+    env = {**os.environ, "PYTHONPATH": ROOT}
+    r = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert (r.returncode, r.stdout, r.stderr) == (0, "", "") and list(tmp_path.iterdir()) == []
 
 
@@ -131,8 +132,8 @@ def test_a_registered_secret_appears_nowhere(tmp_path, secret, where):
         assert form not in json.dumps(decoded, ensure_ascii=False).replace("\\\\", "\\").replace('\\"', '"'), form
 
 
-@pytest.mark.parametrize("key", ["token", "feedToken", "refresh_token", "api_key", "apiKey", "X-API-KEY", "APCA-API-SECRET-KEY", "client_secret",
-                                 "password", "PIN", "mpin", "totp", "otp", "jwtToken", "Authorization", "private-key", "access_key", "cookie"])
+@pytest.mark.parametrize("key", ["token", "feedToken", "refresh_token", "api_key", "apiKey", "X-API-KEY", "APCA-API-SECRET-KEY",
+                                 "client_secret", "password", "PIN", "mpin", "totp", "otp", "jwtToken", "Authorization", "private-key", "access_key", "cookie"])
 def test_values_under_secret_names_are_hidden(tmp_path, key):
     path = G.configure_logging(tmp_path / "l", "r")
     G.get_logger("x").info("e", **{key: "v4lue"}, deep=[{key: {"x": "v4lue"}}])
