@@ -204,9 +204,10 @@ class Scanner:
         n_symbols: int,  # size of the universe
         params: Mapping[str, float],  # values for PARAMS fields: health_params | rule_params
         watch: npt.NDArray[np.float64] | None = None,  # shape (n_symbols, 2), owned by a simulated exchange
+        book: Rows | None = None,  # shape (n_symbols,), DEPTH: where the latest row of each symbol is kept
     ) -> None:
         self.sym, self.glob, self.params = np.zeros(n_symbols, SYM), np.zeros(1, GLOBAL), np.zeros(1, PARAMS)
-        self.book = empty_depth(n_symbols)
+        self.book = empty_depth(n_symbols) if book is None else book
         self.book["sym"] = np.arange(n_symbols)
         self.watch = np.tile([-np.inf, np.inf], (n_symbols, 1)) if watch is None else watch
         if self.watch.shape != (n_symbols, 2): raise DataError("watch shape", self.watch.shape, f"({n_symbols}, 2)")
