@@ -44,7 +44,7 @@ from ..risk.limits import RiskLimits
 from ..risk.sizing import SizingConfig, explain_size
 from ..strategy.pressure import PressureParams, rule_params
 from ..strategy.ranking import Candidate, rank
-from ..strategy.scan import EXIT_OPPOSITE, EXIT_STOP, EXIT_TARGET, EXITS, HEALTH, LONG_OK, SHORT_OK, SILENCE, UNTIL, WATCH, WINDOW, Scanner, scan_at
+from ..strategy.scan import EXIT_OPPOSITE, EXIT_STOP, EXIT_TARGET, EXITS, HEALTH, LONG_OK, SHORT_OK, SILENCE, UNTIL, WATCH, WINDOW, Scanner
 from scalp_nb.trader.events import (
     AccountState, Cancel, Clock, Command, Control, Depth, Event, Evidence, Halt, Link, Note, Query, Reconciled, Started, Submit,
 )
@@ -108,6 +108,7 @@ class Timers:
 class Trader:
     "The pure trader: state, and `handle`."
     consumed: int = 0   # index after the last row the last Depth event consumed
+    due: int = 0        # when something is due although no row says so, ns; kept by `handle`
     watched: int = -1   # symbol whose row the simulated exchange must see now, -1 none
 
     def __init__(
@@ -148,12 +149,8 @@ class Trader:
         "The commands that follow from `event`."
         out: list[Command] = []
         HANDLERS[type(event)](self, event, out)
+        self.due = due_at(self)
         return out
-
-    def skim(self, address: int, n: int, start: int, until: int) -> bool:
-        "Scan rows at a memory address; True when nothing is due. Otherwise pass the rest to `decide`."
-        self.consumed = scan_at(self.scanner.ctx, address, n, start, until)
-        return self.scanner.reason == 0
 
 # %% ../../nbs/trader/10_core.ipynb #1d597770
 def touch(

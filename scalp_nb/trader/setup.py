@@ -127,6 +127,7 @@ def load_market(
     lo, hi = span_ns(cfg.data)
     rows = got.rows
     if lo is not None or hi is not None: rows = rows[(rows["ts"] >= (lo or 0)) & (rows["ts"] < (hi or 2**63 - 1))]
+    rows = rows[np.argsort(rows["recv"], kind="stable")]  # the order in which a session would have received them
     rows, universe = chosen(rows, universe, cfg.data.symbols)
     if not len(rows): raise DataError("rows left after data.symbols, data.start and data.end", 0, "at least one", "widen the selection")
     return Market(rows, universe, observed(rows), trading_day(universe[0].venue, int(np.median(rows["ts"]))), content_hash(rows))
