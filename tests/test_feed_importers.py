@@ -1,12 +1,14 @@
 """Every real recording with usable depth loads to its known facts; the others are refused with the reason."""
 
 import gzip
+import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 from realdata import realdata
 
-from scalp_nb.feed.errors import DataError
+from scalp_nb.feed.errors import DataError, ScalpError
 from scalp_nb.feed.importers import load
 from scalp_nb.feed.instrument import Capabilities
 from scalp_nb.feed.quality import quality
@@ -146,3 +148,44 @@ def test_every_recording_is_named_here() -> None:
                NSE + "RELIANCE_2021-04-30_kite_full_26ticks.py.txt.gz"}
     pairs = {p.replace("orderbook", "message") for p in FACTS if "orderbook" in p}
     assert there == set(FACTS) | refused | pairs
+
+
+def beginning(path: str, lines: int = 25) -> bytes:
+    return b"\n".join(gzip.decompress(realdata(path).read_bytes()).split(b"\n")[:lines])
+
+
+def damaged(base: bytes, rnd: random.Random) -> bytes:
+    """`base` with some bytes overwritten, or cut short, or a stretch removed, or rubbish inserted."""
+    b, how = bytearray(base), rnd.randrange(4)
+    at = rnd.randrange(len(b))
+    if how == 0:
+        for _ in range(rnd.randrange(1, 4)):
+            b[rnd.randrange(len(b))] = rnd.randrange(256)
+    elif how == 1:
+        del b[at:]
+    elif how == 2:
+        del b[at:at + rnd.randrange(1, 30)]
+    else:
+        b[at:at] = bytes(rnd.choice(b',\n-.09e"\xff\x00 ') for _ in range(rnd.randrange(1, 5)))
+    return bytes(b)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("path", [p for p in FACTS if p.endswith(".gz")])
+def test_damage_is_refused_or_shows(path: str, tmp_path: Path) -> None:
+    """A damaged file is refused by one of our errors, or every line of it is a row: never another error, never a line lost."""
+    rnd, base, name = random.Random(path), beginning(path), Path(path).name.removesuffix(".gz")
+    if "orderbook" in name:
+        (tmp_path / name.replace("orderbook", "message")).write_bytes(beginning(path.replace("orderbook", "message")))
+    header = 0 if "lobster" in path or "jsonl" in path else 1
+    for _ in range(150):
+        bad = damaged(base, rnd)
+        (tmp_path / name).write_bytes(bad)
+        try:
+            got = load(tmp_path / name)
+        except ScalpError:
+            continue
+        lines = len(bad.rstrip().split(b"\n")) - header
+        skipped = sum(int(n.split()[0]) for n in got.notes if "rows without depth" in n)
+        assert len(got.rows) + skipped == lines
+        quality(got.rows, got.universe)

@@ -40,7 +40,7 @@ def _px(table: Table, column: str, raw: bool) -> npt.NDArray[np.float64]:
 # %% ../../nbs/feed/12_mbp.ipynb #f50437c0
 def _mbp_levels(rows: Rows, table: Table) -> int:
     "Fill the levels the table has; how many it has."
-    raw, levels = _is_raw(table), sum(c.startswith("bid_px_") for c in table.columns)
+    raw, levels = _is_raw(table), sum(c.startswith("bid_px_") and c[7:].isdigit() for c in table.columns)
     for k in range(min(levels, LEVELS)):
         for s in ("bid", "ask"):
             set_level(rows, s, k, _px(table, f"{s}_px_{k:02d}", raw), f8(table, f"{s}_sz_{k:02d}"), f8(table, f"{s}_ct_{k:02d}"))
@@ -97,7 +97,7 @@ def load_mbp(
 
 def _wanted(c: str) -> bool:
     deep = c[:7] in ("bid_px_", "ask_px_", "bid_sz_", "ask_sz_", "bid_ct_", "ask_ct_")
-    return not deep or c.startswith("bid_px_") or int(c[7:]) < LEVELS
+    return not deep or c.startswith("bid_px_") or not c[7:].isdigit() or int(c[7:]) < LEVELS
 
 # %% ../../nbs/feed/12_mbp.ipynb #7d0ae8b7
 def load_itch_l10(

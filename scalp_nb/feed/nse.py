@@ -74,7 +74,8 @@ def paise(
 ) -> npt.NDArray[np.float64]:  # rupees, two decimals; a price that is no 32-bit image of a two-decimal price becomes infinite
     "Undo a 32-bit float: the two-decimal price with the same 32-bit form."
     near = np.round(px, 2)
-    same = np.isnan(px) | (near == px) | (near.astype(np.float32) == px.astype(np.float32))
+    with np.errstate(over="ignore"): image = near.astype(np.float32) == px.astype(np.float32)
+    same = np.isnan(px) | (near == px) | (image & (np.abs(px) < 2**17))
     return np.where(same, near, np.inf)
 
 def _paise(table: Table, column: str, keep: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

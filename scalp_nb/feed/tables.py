@@ -82,6 +82,13 @@ def unique_names(
     return out
 
 # %% ../../nbs/feed/11_tables.ipynb #45c70020
+def _check_text(data: bytes, file: str) -> None:
+    "Arrow would silently skip a short line that is not UTF-8, because its own report of it fails."
+    try: data.decode("utf-8")
+    except UnicodeDecodeError as e:
+        line = data.count(b"\n", 0, e.start) + 1
+        raise DataError(f"{file}, line {line}: byte", data[e.start:e.start + 1], "UTF-8 text", "repair or remove the line") from e
+
 def _no_blank_line(data: bytes, file: str) -> None:
     "Arrow would read a blank line as a row of empty cells."
     at = [i for i in (data.find(b"\n\n"), data.find(b"\n\r\n")) if i >= 0]
@@ -101,6 +108,7 @@ def parse_table(
 
     data = data.removeprefix(b"\xef\xbb\xbf").rstrip()
     if not data: raise DataError(f"{file}: recording", "empty", "at least one line")
+    _check_text(data, file)
     _no_blank_line(data, file)
     head = data.split(b"\n", 1)[0].decode("utf-8", "replace").rstrip("\r")
     cols = unique_names(head.split(",")) if names is None else list(names)
