@@ -11,10 +11,10 @@ PATH := /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 endif
 export PATH
 ifndef RUN
-RUN := runs/$(shell date -u +%Y%m%dT%H%M%SZ)
+RUN := runs/$(shell PATH='$(PATH)'; date -u +%Y%m%dT%H%M%SZ)
 endif
 ifndef PYTHON
-PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+PYTHON := $(shell PATH='$(PATH)'; for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 endif
 
