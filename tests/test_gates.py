@@ -310,7 +310,7 @@ run.steps = lambda jobs, run_dir: todo
 sys.argv = ['run.py']
 sys.exit(run.main())
 """
-    done = subprocess.run([sys.executable, "-c", code, str(GATES)], capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run([sys.executable, "-c", code, str(GATES)], capture_output=True, text=True, check=False, timeout=150)
     assert done.returncode == 1
     assert "bad: FAILED (status 3)" in done.stdout and "What to do: mend it" in done.stdout
     assert "slow: killed after" in done.stdout and "FAILED: bad, slow" in done.stdout
