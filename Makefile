@@ -11,10 +11,10 @@ PATH := /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 endif
 export PATH
 ifndef RUN
-RUN := runs/$(shell date -u +%Y%m%dT%H%M%SZ)
+RUN := runs/$(shell PATH='$(PATH)'; date -u +%Y%m%dT%H%M%SZ)
 endif
 ifndef PYTHON
-PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+PYTHON := $(shell PATH='$(PATH)'; for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 endif
 
@@ -36,7 +36,8 @@ help:  ## show this list
 env: $(STAMP)  ## create .venv and install everything (live, test and lab do this themselves)
 
 $(STAMP): settings.ini setup.py
-	@test -n "$(PYTHON)" || { echo "scalp_nb needs Python 3.11 or later. Found: $$(python3 --version 2>&1 || echo none)." \
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "scalp_nb needs Python 3.11 or later; $(or $(PYTHON),python3) is $$($(or $(PYTHON),python3) --version 2>&1 || echo missing)." \
 		"Install one, or name it: make env PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@if command -v uv >/dev/null 2>&1 && uv venv --quiet --clear --seed --python "$$(command -v $(PYTHON))" $(VENV) \
 		&& uv pip install --quiet --python $(BIN)/python -e '.[all]'; then echo "installed with uv"; \

@@ -310,11 +310,29 @@ run.steps = lambda jobs, run_dir: todo
 sys.argv = ['run.py']
 sys.exit(run.main())
 """
-    done = subprocess.run([sys.executable, "-c", code, str(GATES)], capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run([sys.executable, "-c", code, str(GATES)], capture_output=True, text=True, check=False, timeout=150)
     assert done.returncode == 1
     assert "bad: FAILED (status 3)" in done.stdout and "What to do: mend it" in done.stdout
     assert "slow: killed after" in done.stdout and "FAILED: bad, slow" in done.stdout
     assert done.stdout.rstrip().endswith("good:\n=== 3 passed, 1 skipped in 0.10s ===")
+
+
+@pytest.mark.parametrize("python", ["old", ""], ids=["named", "found"])
+def test_make_env_refuses_an_old_python(tmp_path: Path, python: str) -> None:
+    for name in ("Makefile", "settings.ini", "setup.py"): shutil.copy(ROOT / name, tmp_path)
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    for name in ("old", "python3"):   # a Python that says 3.9 and fails every check
+        (bin_ / name).write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.1 && exit 0\nexit 1\n')
+        (bin_ / name).chmod(0o755)
+    make = shutil.which("make")
+    assert make
+    for name in ("sh", "date", "grep"): (bin_ / name).symlink_to(shutil.which(name) or name)
+    done = subprocess.run([make, "env", *([f"PYTHON={bin_ / python}"] if python else [])], cwd=tmp_path, env={"PATH": str(bin_)},
+                          capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "needs Python 3.11 or later" in done.stderr and "Python 3.9.1" in done.stderr and "make env PYTHON=" in done.stderr
+    assert not (tmp_path / ".venv").exists()
 
 
 # ---- static gates --------------------------------------------------------------------------------------------------------------------
