@@ -165,6 +165,36 @@ def test_the_band_matters_and_saves_work() -> None:
     assert sum(u.kind is UpdateKind.FILL for f, _, _ in runs for _, u in f[0]) > 100
 
 
+QUEUE_ROW = st.tuples(st.sampled_from([0, 4, 9, 25, 60]), st.sampled_from([99.95, 100.0, 100.05]), st.sampled_from([0, 1, 6, 30]), st.booleans())
+
+
+@settings(max_examples=300, deadline=None)
+@given(start=st.sampled_from([0, 9, 60]), qty=st.integers(1, 40), tape=st.lists(QUEUE_ROW, max_size=25))
+def test_queue_against_a_scalar_model(start: int, qty: int, tape: list[tuple[int, float, int, bool]]) -> None:
+    "One buy at 100.00, never crossed: what the risk-averse queue model gives, worked out with three numbers."
+    def show(ts: int, at_price: int, ltp: float, halted: bool = False) -> Rows:
+        bids = [(100.0, float(at_price))] * (at_price > 0) + [(99.9, 50.0)]
+        return depth_row(ts, 0, bids, [(100.1, 1000.0)], ltp=ltp, flags=FLAG_HALT if halted else 0)
+
+    books, ahead, left = empty_depth(2), start, qty
+    books[0] = show(1, start, 100.05)[0]
+    b = PaperBroker(UNI, PaperConfig(), books)
+    b.submit(Intent("order-000001", 0, 1, "a", "s", "AAA", 0, Side.BUY, Purpose.ENTRY, D(qty), OrderType.LIMIT, D(100), None, Tif.DAY, D(100)), 0)
+    b.poll(2 * MS)
+    for k, (shown, ltp, traded, halted) in enumerate(tape):
+        books[0] = show((3 + k) * MS, shown, ltp, halted)[0]
+        b.on_row(books[0:1], traded)
+        if not halted and left:
+            if ltp < 100 and traded: ahead = 0
+            if ltp <= 100:
+                got = min(left, max(0, traded - ahead))
+                left, ahead = left - got, max(0, ahead - traded)
+            ahead = min(ahead, shown)
+        (o,) = b.state((3 + k) * MS).orders or (None,)
+        assert (int(o.qty - o.filled) if o else 0) == left
+        if o: assert b.venue.ex.live[0][0].queue == ahead * 10**6
+
+
 # ---------------------------------------------------------------- conservation
 
 class Conservation(RuleBasedStateMachine):
@@ -270,7 +300,11 @@ def test_restores_from_every_prefix_of_its_log(tmp_path: Path) -> None:
         assert set(b.venue.ex.orders) == acked
         sent, answered = {e["id"] for e in events if e.get("op") == "submit"}, {e["id"] for e in events if e["k"] in ("ack", "reject")}
         assert {w[3] for w in b.venue.wire if w[2] == "submit"} == sent - answered
-        b.poll(10**14)  # and it goes on working
+        b.poll(10**14)  # and it goes on working, on a file that can be read again
+        state = b.state(10**14)
+        b.close(0)
+        b = PaperBroker(UNI, PaperConfig(seed=3), empty_depth(2), fee, p, session_ends=(120 * MS, 10**15))
+        assert b.state(10**14) == state
         b.close(0)
     b = PaperBroker(UNI, PaperConfig(seed=3), empty_depth(2), fee, p, session_ends=(120 * MS, 10**15))
     assert b.state(0).account.cash == final.account.cash
