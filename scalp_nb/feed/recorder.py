@@ -437,8 +437,43 @@ def _write_all(fd: int, data: bytes) -> None:
     while view: view = view[os.write(fd, view):]
 
 # %% ../../nbs/feed/05_recorder.ipynb #9f0a2098
+class _LiveFile:
+    "The open live file: appends whole frames, and takes back what was written of one that failed."
+    def __init__(self, folder: Path, universe: Universe, source: str) -> None:
+        self.path = folder / LIVE
+        self._fd: int | None = _create(folder, universe, source)
+        self._size = os.fstat(self._fd).st_size
+
+    @property
+    def closed(self) -> bool: return self._fd is None
+
+    @property
+    def fd(self) -> int:
+        if self._fd is None: raise RecordingWriteError(f"recording {self.path.parent} is closed", next_step="make a new Recorder")
+        return self._fd
+
+    def write(self, rows: Rows) -> None:
+        frame = _frame(rows)
+        try: _write_all(self.fd, frame)
+        except OSError as e:
+            self._take_back()
+            raise _write_error(self.path, e) from e
+        self._size += len(frame)
+
+    def _take_back(self) -> None:
+        "Cut a half-written frame off; if even that fails, never append behind it."
+        try: os.ftruncate(self.fd, self._size)
+        except OSError as e:
+            self.close()
+            raise _write_error(self.path, e) from e
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, None
+        if fd is not None: os.close(fd)
+
+# %% ../../nbs/feed/05_recorder.ipynb #d4702868
 class Recorder:
-    "Appends depth rows to a recording folder."
+    "Appends depth rows to a recording folder. For one thread."
     def __init__(
         self,
         dir: str | os.PathLike[str],  # folder of the recording; made if absent, refused if it holds one
@@ -447,9 +482,8 @@ class Recorder:
     ) -> None:
         self.path, self.universe = Path(dir), universe
         self.rows = 0  # rows taken so far, in the file or in the block
+        self._file = _LiveFile(self.path, universe, source)
         self._block, self._n = empty_depth(BLOCK_ROWS), 0
-        self._fd: int | None = _create(self.path, universe, source)
-        self._size = os.fstat(self._fd).st_size
         self._manifest: Manifest | None = None
 
     def append(
@@ -457,9 +491,9 @@ class Recorder:
         rows: Rows,  # DEPTH rows of this universe
     ) -> None:
         "Take rows; if this raises, `rows` of this recorder tells how many were taken, and the rest may be given again."
-        if self._fd is None: raise RecordingWriteError(f"recording {self.path} is closed", next_step="make a new Recorder")
         if not (len(rows) == 1 and rows.dtype is DEPTH and 0 <= rows["sym"][0] < len(self.universe)):  # a live feed's usual case
             rows = check_rows(rows, len(self.universe))
+        _ = self._file.fd  # refuses when closed
         at = 0
         while at < len(rows):
             if self._n == BLOCK_ROWS: self.flush()
@@ -468,61 +502,42 @@ class Recorder:
     def _take(self, rows: Rows) -> int:
         "Put rows into the block, or write a whole block of them at once; how many."
         n = min(len(rows), BLOCK_ROWS - self._n)
-        if n == BLOCK_ROWS: self._write(_frame(rows[:n]))
+        if n == BLOCK_ROWS: self._file.write(rows[:n])
         else:
             self._block[self._n:self._n + n] = rows[:n]
             self._n += n
         self.rows += n
         return n
 
-    def _write(self, frame: bytes) -> None:
-        "Append one frame, or take back what was written of it and say why."
-        assert self._fd is not None
-        try:
-            _write_all(self._fd, frame)
-            self._size += len(frame)
-        except OSError as e:
-            self._take_back()
-            raise _write_error(self.path / LIVE, e) from e
-
-    def _take_back(self) -> None:
-        "Cut a half-written frame off; if even that fails, never append behind it."
-        assert self._fd is not None
-        try: os.ftruncate(self._fd, self._size)
-        except OSError as e:
-            os.close(self._fd)
-            self._fd = None
-            raise _write_error(self.path / LIVE, e) from e
-
     def flush(
         self,
         sync: bool = False,  # also force it to the disk: survives a power cut, costs milliseconds
     ) -> None:
         "Write the rows taken so far; from then on they survive a kill."
-        if self._fd is None: return
-        if self._n: self._write(_frame(self._block[:self._n]))
+        if self._n: self._file.write(self._block[:self._n])
         self._n = 0
-        if sync: os.fsync(self._fd)
+        if sync: os.fsync(self._file.fd)
 
     def close(
         self,
         compact: bool = True,  # make parquet and manifest of it
     ) -> Manifest:  # what was recorded
-        "Finish the recording; a second call answers the same."
-        if self._fd is not None:
-            fd = self._fd
-            try:
-                self.flush()
-                self._write(_frame(self._block[:0]))
-                os.fsync(fd)
-            finally:
-                if self._fd is not None: os.close(fd)
-                self._fd = None
+        "Finish the recording; if it fails for want of space it can be called again, and once finished it answers the same."
         if self._manifest is None:
+            self._finish()
             self._manifest = compact_recording(self.path) if compact else read_recording(self.path).manifest
         return self._manifest
+
+    def _finish(self) -> None:
+        "Write what is left and the end mark, and let go of the file."
+        if self._file.closed: return
+        self.flush()
+        self._file.write(self._block[:0])
+        os.fsync(self._file.fd)
+        self._file.close()
 
     def __enter__(self) -> "Recorder": return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close(compact=kind is None)
+        try: self.close(compact=kind is None)
+        finally: self._file.close()
