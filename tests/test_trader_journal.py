@@ -12,12 +12,25 @@ import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from scalp_nb.broker.base import Account, BrokerCaps, BrokerOrder, BrokerState
 from scalp_nb.order.types import Fill, Intent, Order, OrderState, OrderType, Purpose, Side, Tif, Update, UpdateKind
 from scalp_nb.trader import journal as J
 from scalp_nb.trader.events import (
-    AccountState, Cancel, Clock, Command, Control, Depth, Event, Evidence, Halt, Link, Note, Query, Reconciled, Started, Submit,
+    AccountState,
+    Cancel,
+    Clock,
+    Command,
+    Control,
+    Depth,
+    Event,
+    Evidence,
+    Halt,
+    Link,
+    Note,
+    Query,
+    Reconciled,
+    Started,
+    Submit,
 )
 from scalp_nb.trader.journal import GENESIS, JournalError, Record, chain_hash, decode, dumps, encode, kind_of, make_record, payload, verify
 
@@ -163,7 +176,8 @@ N = 50
 def journal() -> list[Record]:
     out: list[Record] = []
     for i in range(1, N + 1):
-        out.append(make_record(out[-1].hash if out else GENESIS, i, 1000 * i, "note:decision", {"i": i, "px": i * 0.1}, cursor=i * 7, corr=f"c{i % 5}"))
+        prev = out[-1].hash if out else GENESIS
+        out.append(make_record(prev, i, 1000 * i, "note:decision", {"i": i, "px": i * 0.1}, cursor=i * 7, corr=f"c{i % 5}"))
     return out
 
 

@@ -23,7 +23,6 @@ import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from scalp_nb.order.types import Fill, Intent, Order, OrderState, OrderType, Purpose, Side, Tif
 from scalp_nb.trader import store as S
 from scalp_nb.trader.events import Note, Submit
@@ -52,7 +51,9 @@ def postgres() -> Iterator[str]:
         if not user: pytest.skip("running as root and no user to run PostgreSQL as")
         who = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
         os.chown(top, pwd.getpwnam(user).pw_uid, -1)
-    run = lambda *a: subprocess.run([f"{tools}/{a[0]}", *a[1:]], check=True, capture_output=True, cwd=top, env={"PATH": "/usr/bin:/bin"}, **who)  # noqa: E731
+
+    def run(tool: str, *args: str) -> None:
+        subprocess.run([f"{tools}/{tool}", *args], check=True, capture_output=True, cwd=top, env={"PATH": "/usr/bin:/bin"}, **who)
     try:
         run("initdb", "-D", f"{top}/data", "-U", "scalp", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
         run("pg_ctl", "-D", f"{top}/data", "-w", "-l", f"{top}/log", "-o", f"-k {top} -c listen_addresses=''", "start")
@@ -137,7 +138,8 @@ def test_an_order_without_a_state_is_an_intent(where: str) -> None:
 
 def test_the_second_trader_is_refused_and_told_who(where: str, tmp_path: Path) -> None:
     with Store.open(where, "paper", run="first"):
-        with pytest.raises(AccountBusy, match=rf"'paper' is being traded.*run 'first', pid {os.getpid()}"): Store.open(where, "paper", run="second")
+        with pytest.raises(AccountBusy, match=rf"'paper' is being traded.*run 'first', pid {os.getpid()}"):
+            Store.open(where, "paper", run="second")
         Store.open(where, "paper", exclusive=False).close()
         Store.open(where, "other").close()
     Store.open(where, "paper").close()
@@ -154,7 +156,8 @@ def patient(where: str, run: str) -> Store:
 
 
 def test_the_second_process_is_refused_until_the_first_is_killed(where: str) -> None:
-    code = "import sys, time; from scalp_nb.trader.store import Store; s = Store.open(sys.argv[1], 'paper', run='child'); print('up', flush=True); time.sleep(60)"
+    code = ("import sys, time; from scalp_nb.trader.store import Store\n"
+            "s = Store.open(sys.argv[1], 'paper', run='child'); print('up', flush=True); time.sleep(60)")
     with subprocess.Popen([sys.executable, "-c", code, where], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout and child.stdout.readline() == "up\n"
         with pytest.raises(AccountBusy, match=f"run 'child', pid {child.pid}"): Store.open(where, "paper")
@@ -187,7 +190,8 @@ def test_the_journal_cannot_be_changed(where: str) -> None:
     with Store.open(where, "paper") as store:
         fill_up(store)
         evil = ["UPDATE journal SET data='{}' WHERE seq=1", "DELETE FROM journal WHERE seq=3"]
-        evil += ["TRUNCATE journal"] if store.db.pg else ["INSERT OR REPLACE INTO journal SELECT account,seq,0,cursor,kind,corr,data,prev,hash FROM journal"]
+        evil += ["TRUNCATE journal"] if store.db.pg else [
+            "INSERT OR REPLACE INTO journal SELECT account,seq,0,cursor,kind,corr,data,prev,hash FROM journal"]
         for sql in evil:
             with pytest.raises(StoreError, match="append-only"): store.query(sql)
         assert store.verify().ok and store.count() == 3
@@ -217,8 +221,7 @@ def test_the_same_fill_twice_is_one_fill(where: str) -> None:
 
 
 def test_an_intent_of_another_account_is_refused(tmp_path: Path) -> None:
-    with Store.open(tmp_path / "s.db", "other") as store:
-        with pytest.raises(StoreError, match="another account"): store.put_intent(BUY)
+    with Store.open(tmp_path / "s.db", "other") as store, pytest.raises(StoreError, match="another account"): store.put_intent(BUY)
 
 
 def test_a_bad_record_does_not_disturb_the_chain(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from importlib import metadata
@@ -81,7 +81,7 @@ def read_yaml(
     "A YAML file's mapping; raises ConfigError with the line of a fault."
     try: text = Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as e: raise ConfigError(f"configuration file {path} cannot be read", str(e)) from e
-    try: data = yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
+    try: data = yaml.load(text, _Loader)  # a SafeLoader
     except yaml.MarkedYAMLError as e:
         line = e.problem_mark.line + 1 if e.problem_mark else 0
         raise ConfigError(f"{path} line {line}: {e.problem}", next_step="correct the file") from e
@@ -99,6 +99,7 @@ def _flat(data: Mapping[Any, Any], at: str = "") -> Iterator[tuple[str, Any]]:
         if isinstance(v, Mapping) and v: yield from _flat(v, f"{name}.")
         else: yield name, v
 
+# %% ../../nbs/trader/03_config.ipynb #18e75954
 def _put(tree: dict[str, Any], name: str, value: Any) -> None:
     "Set one leaf, making sections on the way; a scalar in the way is replaced."
     *way, last = name.split(".")
@@ -107,6 +108,7 @@ def _put(tree: dict[str, Any], name: str, value: Any) -> None:
         tree = tree[k]
     if not (value == {} and isinstance(tree.get(last), dict)): tree[last] = value
 
+# %% ../../nbs/trader/03_config.ipynb #274fb0e8
 def merge(
     base: Mapping[Any, Any],  # from the file
     overrides: Mapping[Any, Any],  # nested dicts or dotted names
@@ -134,6 +136,7 @@ def looks_secret(
     "Whether a key names something that belongs in the environment."
     return bool(_SECRET.search(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).replace("-", "_"))) and not key.lower().endswith("_env")
 
+# %% ../../nbs/trader/03_config.ipynb #2b6aefa1
 def shown(
     value: Any,
     name: str = "",  # dotted name of the parameter
@@ -174,6 +177,7 @@ def _names(model: type[BaseModel], at: str = "") -> Iterator[str]:
         yield f"{at}{k}"
         if sub := _submodel(f.annotation): yield from _names(sub, f"{at}{k}.")
 
+# %% ../../nbs/trader/03_config.ipynb #fe04c1df
 def _near(name: str, model: type[BaseModel]) -> str:
     "A hint for an unknown name: the nearest known one."
     known = list(_names(model))
@@ -209,6 +213,7 @@ _BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}",
 _FORMATS = {"date": "a date, YYYY-MM-DD", "date-time": "a time with its UTC offset, e.g. 2026-11-20T09:30:00+05:30", "path": "a path",
             "time": "a time of day, HH:MM"}
 
+# %% ../../nbs/trader/03_config.ipynb #d6b8c952
 def _describe(node: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
     "A JSON schema node in words."
     if "$ref" in node: return _describe(defs[node["$ref"].rsplit("/", 1)[-1]], defs)
@@ -220,12 +225,14 @@ def _describe(node: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
     first = _FORMATS.get(node.get("format", "")) or _TYPES.get(node.get("type", ""), "")
     return ", ".join([first] * bool(first) + [text.format(node[k]) for k, text in _BOUNDS.items() if k in node])
 
+# %% ../../nbs/trader/03_config.ipynb #ef24cfbc
 def _open(node: Mapping[str, Any], defs: Mapping[str, Any]) -> Mapping[str, Any]:
     "A schema node behind references and Optional."
     if "$ref" in node: return _open(defs[node["$ref"].rsplit("/", 1)[-1]], defs)
     real = [n for n in node.get("anyOf", []) if n.get("type") != "null"]
     return _open(real[0], defs) if len(real) == 1 else node
 
+# %% ../../nbs/trader/03_config.ipynb #1495a12e
 def _place(
     model: type[BaseModel],
     loc: tuple[int | str, ...],  # as pydantic gives it; members of a union add a part of their own
@@ -253,6 +260,7 @@ def _problem(model: type[BaseModel], e: Mapping[str, Any]) -> Problem:
     if e["type"] in ("value_error", "assertion_error") or not allowed: allowed = msg
     return Problem(name, "these values" if isinstance(e["input"], Mapping) else shown(e["input"], name), allowed)
 
+# %% ../../nbs/trader/03_config.ipynb #1b70ab7c
 def _bools(model: type[BaseModel], loc: tuple[int | str, ...], v: Any) -> Iterator[Problem]:
     "Python's True equals 1, so an enum of numbers would take it; a boolean for a choice of other values is refused."
     if isinstance(v, Mapping):
@@ -267,6 +275,7 @@ def _json(v: Any) -> str:
     "A leaf that JSON lacks, as its text."
     return v.isoformat() if isinstance(v, date | time) else str(v)
 
+# %% ../../nbs/trader/03_config.ipynb #4ffe1731
 def load_config(
     model: type[M],  # a pydantic model; its sections are models too
     yaml_path: str | Path | None = None,  # YAML file, or None
@@ -323,6 +332,7 @@ class RunSection(Section):
     out_dir: Loose = Path("runs")
     seed: int = Field(0, ge=0, lt=2**32)  # of everything random, which is only the paper venue
 
+# %% ../../nbs/trader/03_config.ipynb #93da43d3
 class StoreSection(Section):
     "Where the store is."
     url: str | None = None      # None: store.db in the run's folder
@@ -352,10 +362,11 @@ class DataSection(Section):
         if lo is not None and hi is not None and lo >= hi: raise ValueError("a start before its end")
         return self
 
+# %% ../../nbs/trader/03_config.ipynb #b8f3057e
 def _ns(v: date | datetime) -> int:
     "ns UTC, exactly; a date is its first moment."
-    t = v if isinstance(v, datetime) else datetime(v.year, v.month, v.day, tzinfo=timezone.utc)  # noqa: UP017
-    return (t - datetime(1970, 1, 1, tzinfo=timezone.utc)) // timedelta(microseconds=1) * 1000  # noqa: UP017
+    t = v if isinstance(v, datetime) else datetime(v.year, v.month, v.day, tzinfo=UTC)
+    return (t - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
 
 def span_ns(
     data: DataSection,
@@ -391,6 +402,7 @@ def live_phrase(
     "What has to be typed, twice."
     return f"trade real money on {account}"
 
+# %% ../../nbs/trader/03_config.ipynb #9c2a8387
 def require_live(
     live: LiveMoney,
     account: str,  # account alias of the run
@@ -417,6 +429,7 @@ def version_of(
     try: return metadata.version(package)
     except metadata.PackageNotFoundError: return None
 
+# %% ../../nbs/trader/03_config.ipynb #d79cb700
 def config_hash(
     config: BaseModel,
 ) -> str:  # SHA-256, hex
@@ -424,6 +437,7 @@ def config_hash(
     text = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
+# %% ../../nbs/trader/03_config.ipynb #c110e9f4
 def data_hash(
     path: str | Path,  # file, or folder of files
 ) -> str:  # SHA-256, hex
@@ -443,6 +457,7 @@ def _git(where: Path, *args: str) -> str | None:
     except (OSError, subprocess.SubprocessError): return None
     return out.stdout.strip()
 
+# %% ../../nbs/trader/03_config.ipynb #4ff5c1c8
 def git_state(
     repo_dir: str | Path | None = None,  # a checkout; None = the one this package was imported from, if any
 ) -> dict[str, Any]:  # commit and dirty; both None outside a checkout
@@ -454,6 +469,7 @@ def git_state(
     status = _git(where, "status", "--porcelain") if commit else None
     return {"commit": commit, "dirty": None if status is None else bool(status)}
 
+# %% ../../nbs/trader/03_config.ipynb #48755f0d
 def provenance(
     config: BaseModel,
     data_path: str | Path | None = None,  # recording; None = live data

@@ -52,6 +52,7 @@ def _float_back(text: str) -> float:
     "Undo `_float`'s tag."
     return struct.unpack(">d", bytes.fromhex(text))[0] if len(text) == 16 else float(text)
 
+# %% ../../nbs/trader/01_journal.ipynb #101bb7ef
 def _str(v: str) -> Any:  # v, or a tag
     "A string as JSON: itself when it is valid Unicode."
     if v.isascii(): return v
@@ -134,6 +135,7 @@ def _record(v: Any) -> dict[str, Any]:
 # %% ../../nbs/trader/01_journal.ipynb #84774145
 _SELF_TYPED = (Any, int, float, bool, str)  # JSON tells these apart itself
 
+# %% ../../nbs/trader/01_journal.ipynb #698f78e0
 def _field(v: Any, hint: Any, where: str) -> Any:
     "Encode a value whose reader knows the declared type."
     if v is None: return None
@@ -148,6 +150,7 @@ def _field(v: Any, hint: Any, where: str) -> Any:
     x = _any(v, where)
     return x if t is dict and get_origin(hint) is dict else {"$any": x}
 
+# %% ../../nbs/trader/01_journal.ipynb #932336f6
 @cache
 def _members(hint: Any, n: int) -> tuple[Any, ...]:
     "Declared types of the n members of a tuple or set."
@@ -166,6 +169,7 @@ _BACK: dict[str, Callable[[Any], Any]] = {
     "$any": lambda x: _any_back(x),
 }
 
+# %% ../../nbs/trader/01_journal.ipynb #53d7ccc9
 def _any_back(x: Any) -> Any:
     "Undo `_any`."
     if type(x) is list: return [_any_back(i) for i in x]
@@ -203,6 +207,7 @@ def kind_of(
     if COMMANDS.get(name) is type(obj): return f"command:{name}"
     raise _refuse(obj, "kind_of")
 
+# %% ../../nbs/trader/01_journal.ipynb #3b0f4698
 def encode(
     obj: Any,  # an event, command, note, any other record of RECORDS, or a dict
 ) -> dict[str, Any]:  # JSON-able; canonical text by `dumps`
@@ -245,6 +250,7 @@ class Record:
     prev: str    # hash of the record before
     hash: str    # SHA-256 over all of the above, hex
 
+# %% ../../nbs/trader/01_journal.ipynb #074f485b
 def _digest(prev: str, seq: int, ts: int, cursor: int, kind: str, corr: str, data: str) -> str:
     "SHA-256 of a self-delimiting header and the data."
     return hashlib.sha256(orjson.dumps((prev, seq, ts, cursor, kind, corr)) + data.encode()).hexdigest()
@@ -256,13 +262,14 @@ def chain_hash(
     "The hash `record` must have when it follows `prev`."
     return _digest(prev, record.seq, record.ts, record.cursor, record.kind, record.corr, record.data)
 
-# %% ../../nbs/trader/01_journal.ipynb #074f485b
+# %% ../../nbs/trader/01_journal.ipynb #ec6973d1
 def _whole(name: str, v: Any) -> int:
     "An integer within 64 bits; a bool or a float is not one."
     if isinstance(v, bool | np.bool_) or not hasattr(type(v), "__index__"): raise JournalError(f"record {name}", v, "an integer")
     if not -(2**63) <= (n := int(operator.index(v))) < 2**63: raise JournalError(f"record {name}", v, "64 bits")
     return n
 
+# %% ../../nbs/trader/01_journal.ipynb #63a40c40
 def make_record(
     prev: str,  # hash of the record before; GENESIS for the first
     seq: int,  # its number; the first is 1
@@ -279,6 +286,7 @@ def make_record(
     ts, cursor, data = _whole("ts", ts), _whole("cursor", cursor), dumps(encode(obj)).decode()
     return Record(seq, ts, cursor, kind, corr, data, prev, _digest(prev, seq, ts, cursor, kind, corr, data))
 
+# %% ../../nbs/trader/01_journal.ipynb #400005ab
 def payload(
     record: Record,  # a journal record
 ) -> Any:  # the event, command, Note or dict it holds
@@ -295,6 +303,7 @@ class Verdict:
     head: str                  # hash of the last good record
     count: int                 # good records
 
+# %% ../../nbs/trader/01_journal.ipynb #0d991bf0
 def _fault(r: Record, seq: int, prev: str, rest: Iterable[Record]) -> tuple[int, str] | None:
     "What is wrong with `r` standing at place `seq` after `prev`: (place, reason), or None."
     if r.seq != seq:
@@ -335,6 +344,7 @@ def to_line(
     row = {f.name: getattr(r, f.name) for f in fields(Record)} | {"data": orjson.Fragment(r.data) if raw else r.data}
     return orjson.dumps(row) + b"\n"
 
+# %% ../../nbs/trader/01_journal.ipynb #c44763e7
 def read_jsonl(
     path: str | Path,  # file of `to_line` lines
 ) -> Iterator[Record]:

@@ -6,8 +6,8 @@
 __all__ = ['META', 'BARS', 'INTENTS', 'ORDERS', 'TRADES', 'EQUITY', 'POSITIONS', 'STATE', 'JOURNAL', 'HEAD', 'LOCK', 'Hook',
            'StoreError', 'AccountBusy', 'intent_row', 'row_intent', 'order_row', 'row_order', 'fill_row', 'row_fill',
            'store_url', 'Holder', 'lock_path', 'hold_file', 'Pending', 'StoreReader', 'write_jsonl', 'StoreHistory',
-           'StoreBuffer', 'StoreCommit', 'StoreJournal', 'StoreTables', 'StoreSnapshots', 'StoreLife', 'Store',
-           'crash_hook_from_env']
+           'StoreBuffer', 'StoreCommit', 'StoreJournal', 'StoreTables', 'StoreSnapshots', 'StoreLife', 'StoreClose',
+           'Store', 'crash_hook_from_env']
 
 # %% ../../nbs/trader/02_store.ipynb #fbd8e7ca
 import fcntl
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 import orjson
@@ -91,6 +91,7 @@ for _each, _when in (("ROW", "UPDATE OR DELETE"), ("STATEMENT", "TRUNCATE")):
 
 # %% ../../nbs/trader/02_store.ipynb #7335a0da
 def _text(v: Decimal | None) -> str | None: return None if v is None else str(v)
+
 def _dec(v: str | None) -> Any: return None if v is None else Decimal(v)
 
 def intent_row(
@@ -102,6 +103,7 @@ def intent_row(
             "limit_px": _text(i.limit), "stop_px": _text(i.stop), "tif": i.tif.value, "ref_px": str(i.ref_px),
             "parent": i.parent, "reason": i.reason, "oco": i.oco}
 
+# %% ../../nbs/trader/02_store.ipynb #1708b5b8
 def row_intent(
     r: dict[str, Any],  # a row of order_intents
 ) -> Intent:
@@ -138,6 +140,7 @@ def fill_row(
     return {"client_order_id": f.client_id, "exec_id": f.exec_id, "ts": f.ts, "symbol": f.symbol, "sym": f.sym, "side": f.side.name.lower(),
             "purpose": f.purpose.value, "qty": str(f.qty), "price": str(f.px), "ref_px": str(f.ref_px), "fee": str(fee), "round_trip": trip}
 
+# %% ../../nbs/trader/02_store.ipynb #cb396568
 def row_fill(
     r: dict[str, Any],  # a row of trades
 ) -> tuple[Fill, Decimal, dict[str, Any] | None]:  # the fill, its fee, the round trip it closed
@@ -171,6 +174,7 @@ def store_url(
         raise StoreError("store url", url.get_backend_name(), "a file path, sqlite:///path or postgresql://host/database")
     return url
 
+# %% ../../nbs/trader/02_store.ipynb #c16d8993
 def _engine(url: URL, readonly: bool) -> Engine:
     "An engine whose connections do not open transactions by themselves."
     if url.get_backend_name() == "postgresql":
@@ -202,6 +206,7 @@ _CAUSES = (
     ("i/o error", "the disk reports an input/output error", "check the disk; what was committed before is intact"),
 )
 
+# %% ../../nbs/trader/02_store.ipynb #f3671f26
 def _because(doing: str, name: str, e: BaseException) -> StoreError:
     "A StoreError for a driver's error."
     raw = str(getattr(e, "orig", None) or e)
@@ -223,7 +228,8 @@ class _Db:
     def __init__(self, where: str | Path, readonly: bool) -> None:
         self.url = store_url(where)
         self.raw: Any = None
-        self.name, self.pg = self.url.difference_update_query(["password"]).render_as_string(hide_password=True), self.url.get_backend_name() == "postgresql"
+        self.name = self.url.difference_update_query(["password"]).render_as_string(hide_password=True)
+        self.pg = self.url.get_backend_name() == "postgresql"
         path = self.url.database or ""
         self.path = None if self.pg or path in ("", ":memory:") else Path(path).absolute()
         self.mark, self.readonly, self.full = "%s" if self.pg else "?", readonly, False
@@ -268,6 +274,7 @@ def _create(db: _Db) -> None:
     try: os.fsync(fd)
     finally: os.close(fd)
 
+# %% ../../nbs/trader/02_store.ipynb #d2ee3014
 def _begin(db: _Db, sync: bool) -> Any:  # a cursor inside the transaction
     "Open a transaction whose commit waits for the disk when `sync`."
     cur = db.raw.cursor()
@@ -281,6 +288,7 @@ def _begin(db: _Db, sync: bool) -> Any:  # a cursor inside the transaction
     cur.execute("BEGIN IMMEDIATE")
     return cur
 
+# %% ../../nbs/trader/02_store.ipynb #3dc0237d
 def _rollback(db: _Db) -> None:
     "Undo an open transaction; a connection that cannot even do that is dead, and its server or file undoes it."
     try: db.raw.execute("ROLLBACK")
@@ -299,6 +307,7 @@ class Holder:
         when = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(self.started_ns / 1e9))
         return f"run {self.run!r}, pid {self.pid} on {self.host}, since {when}"
 
+# %% ../../nbs/trader/02_store.ipynb #1c707ccc
 def lock_path(
     db: Path,  # the database file
     account: str,  # account alias
@@ -307,6 +316,7 @@ def lock_path(
     safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in account)
     return db.with_name(f"{db.name}.{safe}.{hashlib.sha256(account.encode()).hexdigest()[:8]}.lock")
 
+# %% ../../nbs/trader/02_store.ipynb #1622a2aa
 def hold_file(
     path: Path,  # lock file; created, never removed
     account: str,  # account alias, for the message
@@ -324,7 +334,7 @@ def hold_file(
     os.pwrite(fd, orjson.dumps(me), 0)
     return fd
 
-# %% ../../nbs/trader/02_store.ipynb #1c707ccc
+# %% ../../nbs/trader/02_store.ipynb #a304f319
 def _busy(account: str, text: bytes) -> AccountBusy:
     "The refusal, naming the holder when it has written its name."
     try: who = str(Holder(**orjson.loads(text)))
@@ -339,6 +349,7 @@ def _advisory(db: _Db, account: str) -> int:
     except db.errors: row = []  # the holder is still creating the tables
     raise _busy(account, orjson.dumps(Holder(*row[0])) if row else b"")
 
+# %% ../../nbs/trader/02_store.ipynb #2158c403
 def _claim(db: _Db, account: str, me: Holder) -> Holder | None:  # the holder that died without closing, if any
     "Write this process's name into the lock row."
     old = db.all("SELECT run, pid, host, started_ns FROM run_lock WHERE account=?", (account,))
@@ -375,6 +386,7 @@ def _write(db: _Db, account: str, batch: Pending, tip: tuple[int, str], sync: bo
     cur.execute(db.insert["journal_head"], (account, *tip))
     cur.execute("COMMIT")
 
+# %% ../../nbs/trader/02_store.ipynb #bbddce2d
 def _same_fills(cur: Any, db: _Db, rows: list[tuple[Any, ...]]) -> None:
     "A fill that is already stored must be the same execution (its receive time, fee and round trip may differ)."
     for row in rows:
@@ -497,6 +509,18 @@ class StoreBuffer(StoreHistory):
         if self.db.readonly: raise StoreError(f"{self.db.name} is open for reading only", next_step="open it with exclusive=True")
         if self.failed: raise StoreError("the store is shut after an earlier failure", str(self.failed), next_step="end the run") from self.failed
 
+    def _mark(self, phase: str) -> None:
+        "Number the boundary and tell the hook."
+        self.boundary += 1
+        if self.hook: self.hook(phase, self.boundary)
+
+    def _shut(self, e: BaseException) -> None:
+        "Roll back, refuse everything from now on, and say why."
+        _rollback(self.db)
+        self.failed = e if isinstance(e, StoreError) else _because("commit to", self.db.name, e)
+        if isinstance(e, StoreError) or not isinstance(e, Exception): raise e
+        raise self.failed from e
+
 # %% ../../nbs/trader/02_store.ipynb #648b0aa0
 class StoreCommit(StoreBuffer):
     "The transaction."
@@ -517,18 +541,6 @@ class StoreCommit(StoreBuffer):
             except BaseException as e: self._shut(e)
             self._late = not sync
             self._mark("after")
-
-    def _mark(self, phase: str) -> None:
-        "Number the boundary and tell the hook."
-        self.boundary += 1
-        if self.hook: self.hook(phase, self.boundary)
-
-    def _shut(self, e: BaseException) -> None:
-        "Roll back, refuse everything from now on, and say why."
-        _rollback(self.db)
-        self.failed = e if isinstance(e, StoreError) else _because("commit to", self.db.name, e)
-        if isinstance(e, StoreError) or not isinstance(e, Exception): raise e
-        raise self.failed from e
 
     def checkpoint(self) -> None:
         "SQLite: fold the write-ahead log into the file. Call it when idle, so that no commit has to."
@@ -660,7 +672,24 @@ class StoreLife(StoreSnapshots):
         while self.lock_fds: os.close(self.lock_fds.pop())
 
 # %% ../../nbs/trader/02_store.ipynb #2d6a7766
-class Store(StoreLife):
+class StoreClose(StoreLife):
+    "Closing, and use in a with statement."
+
+    def close(self) -> None:
+        "Commit what is queued, give the account back. A failed store only lets go."
+        if self.closed: return
+        try:
+            if not (self.db.readonly or self.failed):
+                self.commit(True)
+                self.query("DELETE FROM run_lock WHERE account=?", (self.account,))
+        finally: self._release()
+
+    def __enter__(self) -> Self: return self
+
+    def __exit__(self, *_: object) -> None: self.close()
+
+# %% ../../nbs/trader/02_store.ipynb #7690fecb
+class Store(StoreClose):
     "An account's store: `Store.open`, then append and put, then commit."
 
     def __init__(self, db: _Db, account: str) -> None:
@@ -693,19 +722,6 @@ class Store(StoreLife):
         if not self.db.readonly: self._own(me, lock_dir)
         self._start(flush_at, hook)
         if not self.db.readonly: self._sound()
-
-    def close(self) -> None:
-        "Commit what is queued, give the account back. A failed store only lets go."
-        if self.closed: return
-        try:
-            if not (self.db.readonly or self.failed):
-                self.commit(True)
-                self.query("DELETE FROM run_lock WHERE account=?", (self.account,))
-        finally: self._release()
-
-    def __enter__(self) -> "Store": return self
-
-    def __exit__(self, *_: object) -> None: self.close()
 
 # %% ../../nbs/trader/02_store.ipynb #6a3bb63b
 def crash_hook_from_env() -> Hook | None:  # None when SCALP_CRASH_AT is not set
