@@ -402,7 +402,7 @@ class ControlServer(_Served):
         "Serve, then publish; returns when a client can connect."
         import uvicorn
         if self.port: raise SessionError("control server", "started twice", "once")
-        sock = socket.socket()
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         sock.bind(("127.0.0.1", 0))
         self.port = sock.getsockname()[1]
         self._server = uvicorn.Server(uvicorn.Config(self.app, log_config=None, access_log=False, lifespan="off", ws="none", http="h11",

@@ -128,9 +128,9 @@ def _render(logger: Any, method: str, event: Event) -> str:
 
 def _formatter(run: str) -> logging.Formatter:
     def named(logger: Any, method: str, event: Event) -> Event: return {"run": run, **event}
-    foreign = _CHAIN[1:]  # the standard library has filtered by level already
+    foreign = _CHAIN[1:]  # other libraries' records: filtered by level already, redacted here; ours were redacted by their logger
     last: list[Callable[[Any, str, Event], Any]] = [
-        structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.format_exc_info, _redacting, named, _render]
+        structlog.stdlib.ProcessorFormatter.remove_processors_meta, named, _render]
     return structlog.stdlib.ProcessorFormatter(processors=last, foreign_pre_chain=foreign, keep_exc_info=False, keep_stack_info=False)
 
 # %% ../../nbs/trader/08_logs.ipynb #a2456aa1
