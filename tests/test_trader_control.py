@@ -231,6 +231,17 @@ def test_kill_gets_through_while_every_reader_hangs(world):
         t.join(10)
 
 
+def test_answers_do_not_wait_for_nagle(world):
+    "An accepted socket without TCP_NODELAY answers after 40 ms and never sooner."
+    took = []
+    with K.SessionClient(world.run_dir) as c:
+        for _ in range(31):
+            t0 = time.perf_counter()
+            c.state()
+            took.append(time.perf_counter() - t0)
+    assert sorted(took)[15] < 0.03
+
+
 def test_two_clients_see_the_same_session(world):
     with K.SessionClient(world.run_dir) as a, K.SessionClient(world.url, world.token) as b:
         assert a.state() == b.state() and "scalp_cash" in b.metrics()

@@ -113,7 +113,8 @@ def test_a_registered_secret_appears_nowhere(tmp_path, secret, where):
     places = [
         lambda: log.info(f"answer {secret}"), lambda: log.info("x", note=[{"a": (secret, 1)}]), lambda: log.info("x", **{"k": {secret: 1}}),
         lambda: log.info("x", o=Creds("bot", secret)), lambda: lib.error("got %s", secret), lambda: lib.error({"body": secret}),
-        lambda: log.info("x", url=f"https://h/?q={quote(secret, safe='')}"), lambda: log.info("x", body=json.dumps({"p": secret}, ensure_ascii=False)),
+        lambda: log.info("x", url=f"https://h/?q={quote(secret, safe='')}"),
+        lambda: log.info("x", body=json.dumps({"p": secret}, ensure_ascii=False)),
         lambda: log.info("x", basic=base64.b64encode(secret.encode()).decode()),
     ]
     if where < len(places):
@@ -133,7 +134,8 @@ def test_a_registered_secret_appears_nowhere(tmp_path, secret, where):
 
 
 @pytest.mark.parametrize("key", ["token", "feedToken", "refresh_token", "api_key", "apiKey", "X-API-KEY", "APCA-API-SECRET-KEY",
-                                 "client_secret", "password", "PIN", "mpin", "totp", "otp", "jwtToken", "Authorization", "private-key", "access_key", "cookie"])
+                                 "client_secret", "password", "PIN", "mpin", "totp", "otp", "jwtToken", "Authorization",
+                                 "private-key", "access_key", "cookie"])
 def test_values_under_secret_names_are_hidden(tmp_path, key):
     path = G.configure_logging(tmp_path / "l", "r")
     G.get_logger("x").info("e", **{key: "v4lue"}, deep=[{key: {"x": "v4lue"}}])

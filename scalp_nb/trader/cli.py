@@ -32,6 +32,7 @@ def exit_code(
     if isinstance(e, Refused): return USAGE
     return UNREACHABLE if isinstance(e, (SessionGone, SessionUnreachable, NotAllowed)) else FAILED
 
+# %% ../../nbs/trader/20_cli.ipynb #25f1ccb4
 class ScalpGroup(TyperGroup):
     "The commands; turns this package's errors into one line and a status."
     def invoke(self, ctx: Any) -> Any:
@@ -53,6 +54,7 @@ CODES = "Exit status: 0 done; 1 a check failed or something is different; 2 wron
 app = typer.Typer(cls=ScalpGroup, help=HELP, epilog=CODES, no_args_is_help=True, add_completion=False, rich_markup_mode=None,
                   pretty_exceptions_enable=False)
 
+# %% ../../nbs/trader/20_cli.ipynb #f824d96c
 @app.callback()
 def _options(
     ctx: typer.Context,
@@ -92,6 +94,7 @@ def run(
     if odd: raise ConfigError("--set", odd[0], "NAME=VALUE")
     raise typer.Exit(session_main([str(config), *(a for o in override or [] for a in ("--set", o))]))
 
+# %% ../../nbs/trader/20_cli.ipynb #a5b2403c
 @app.command()
 def verify(
     ctx: typer.Context,
@@ -138,6 +141,7 @@ def report(ctx: typer.Context, run: Run) -> None:
     from scalp_nb.trader.report import report_text
     typer.echo(report_text(run_folder(run, ctx.obj)))
 
+# %% ../../nbs/trader/20_cli.ipynb #b2231cea
 @app.command("data-quality")
 def data_quality(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A recording: LOBSTER, MBP-10, Kite, Dhan or our own parquet; packed files too.")],
@@ -173,6 +177,7 @@ def run_state(
     who = read_kill(folder)
     return f"{state}, killed by {who}" if who else state
 
+# %% ../../nbs/trader/20_cli.ipynb #73f07100
 @app.command()
 def runs(
     ctx: typer.Context,
@@ -221,6 +226,7 @@ def pause(ctx: typer.Context, run: Run, who: Who) -> None:
     "Take no new entries; exits go on."
     _ask(ctx, run, lambda c: c.pause(who))
 
+# %% ../../nbs/trader/20_cli.ipynb #f3f0e16a
 @app.command()
 def resume(ctx: typer.Context, run: Run, who: Who) -> None:
     "Take entries again."

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -86,8 +86,8 @@ def _checked(r: httpx.Response) -> Any:
     except ValueError: raise SessionUnreachable("session", "not an answer of a session", next_step="is the port still the session's?") from None
 
 # %% ../../nbs/trader/07_client.ipynb #86786697
-class SessionClient:
-    "A session's control API as methods."
+class _Wire:
+    "The way to one session."
     def __init__(
         self,
         target: str | Path,           # run folder, or 'http://127.0.0.1:PORT'
@@ -103,10 +103,13 @@ class SessionClient:
 
     def close(self) -> None: self._http.close()
 
-    def __enter__(self) -> "SessionClient": return self
+    def __enter__(self) -> Self: return self
 
     def __exit__(self, *_: object) -> None: self.close()
 
+# %% ../../nbs/trader/07_client.ipynb #7440914f
+class _Follow(_Wire):
+    "Asks, and asks once more where the session has moved to."
     def _moved(self) -> bool:
         "Whether the run folder names another address now; takes it over."
         if self.run_dir is None or self.info is None: return False
@@ -129,6 +132,9 @@ class SessionClient:
         if i is not None and not i.alive: return SessionGone("session", i.run, next_step="its process has ended: see its report")
         return SessionUnreachable("session", f"{type(e).__name__}: {e}", next_step="kill works without an answer: it also writes the KILL file")
 
+# %% ../../nbs/trader/07_client.ipynb #076d72cd
+class _Reads(_Follow):
+    "What a session shows."
     def state(self) -> dict[str, Any]:
         "The session's snapshot."
         return dict(self._ask("GET", "/state"))
@@ -147,6 +153,25 @@ class SessionClient:
         except httpx.TransportError as e: raise self._cause(e) from e
         return r.text if r.is_success else str(_checked(r))
 
+# %% ../../nbs/trader/07_client.ipynb #e053dd26
+class _Stream(_Reads):
+    "The journal as it is written."
+    def stream(
+        self,
+        after: int = -1,         # start after this record; -1 = all the session keeps in memory
+        idle: float = 15.0,      # seconds of silence until the session counts as unreachable; it sends a sign of life every 5
+    ) -> Iterator[dict[str, Any]]:
+        "Journal records as they are written; ends when the session closes the stream."
+        try:
+            with self._http.stream("GET", "/stream", params={"after": after}, timeout=idle) as r:
+                if r.is_error: r.read(); _checked(r)
+                for line in r.iter_lines():
+                    if line.startswith("data: "): yield json.loads(line[6:])
+        except httpx.TransportError as e: raise self._cause(e) from e
+
+# %% ../../nbs/trader/07_client.ipynb #915c2285
+class _Asks(_Stream):
+    "What a session can be asked for; the answer says queued, not done."
     def post(
         self,
         action: str,    # pause | resume | flatten | kill | reset_breaker | set | stop
@@ -164,6 +189,9 @@ class SessionClient:
     def set(self, path: str, value: bool | int | float | str, who: str) -> dict[str, Any]:
         return self.post("set", who, path=path, value=value)
 
+# %% ../../nbs/trader/07_client.ipynb #5dcc208e
+class SessionClient(_Asks):
+    "A session's control API as methods."
     def kill(
         self,
         who: str,            # name of the person or client
@@ -174,19 +202,6 @@ class SessionClient:
         except (SessionUnreachable, NotAllowed):
             if self.info is None: raise
             return _kill_by_file(self.info, who, grace)
-
-    def stream(
-        self,
-        after: int = -1,         # start after this record; -1 = all the session keeps in memory
-        idle: float = 15.0,      # seconds of silence until the session counts as unreachable; it sends a sign of life every 5
-    ) -> Iterator[dict[str, Any]]:
-        "Journal records as they are written; ends when the session closes the stream."
-        try:
-            with self._http.stream("GET", "/stream", params={"after": after}, timeout=idle) as r:
-                if r.is_error: r.read(); _checked(r)
-                for line in r.iter_lines():
-                    if line.startswith("data: "): yield json.loads(line[6:])
-        except httpx.TransportError as e: raise self._cause(e) from e
 
     def wait_done(
         self,

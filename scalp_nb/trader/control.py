@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import orjson
 from fastapi import FastAPI, Query, Request
@@ -52,6 +52,7 @@ class Posted:
     who: str
     args: dict[str, Any]
 
+# %% ../../nbs/trader/06_control.ipynb #08439cae
 class Mailbox:
     "Requests from any thread to the one that trades."
     def __init__(
@@ -93,6 +94,7 @@ class Bound:
         number = isinstance(value, int if self.kind == "int" else (int, float)) and not isinstance(value, bool)
         return number and self.lo <= value <= self.hi and math.isfinite(value)  # type: ignore[operator, arg-type]
 
+# %% ../../nbs/trader/06_control.ipynb #1352227b
 def check_set(
     path: str,                       # dotted name of the parameter
     value: object,                   # as it came over the wire
@@ -144,6 +146,7 @@ def _host(value: bytes) -> str:
     "Host name of a Host header or an Origin, without scheme and port."
     return re.sub(r":\d+$", "", value.decode("latin-1").partition("://")[2] or value.decode("latin-1")).lower()
 
+# %% ../../nbs/trader/06_control.ipynb #10a974af
 def _refusal(scope: Scope, token: bytes) -> Response | None:
     "Why this request may not pass; None when it may."
     hosts, origins, given = (_values(scope, n) for n in (b"host", b"origin", b"authorization"))
@@ -167,6 +170,7 @@ async def _body(scope: Scope, receive: Receive) -> bytes | Response:
         if len(data) > MAX_BODY: return _error(413, "too_large", f"a body has at most {MAX_BODY} bytes")
     return data
 
+# %% ../../nbs/trader/06_control.ipynb #46e4afd6
 class Gate:
     "Refuses what may not pass; hands on the rest with its body read."
     def __init__(self, app: ASGIApp, token: str) -> None: self.app, self._token = app, token.encode()
@@ -218,6 +222,7 @@ QUIET = 5.0  # seconds without a record until a stream shows a sign of life
 class _Slow(Exception):
     "A reader that does not keep up."
 
+# %% ../../nbs/trader/06_control.ipynb #b2c21afb
 class EventStream(Response):
     "Server-sent events of the journal, from a given record on."
     def __init__(self, stream: Callable[[int], list[dict[str, Any]]], after: int, closing: threading.Event, every: float, patience: float) -> None:
@@ -297,6 +302,7 @@ def _streams(app: FastAPI, stream: Callable[[int], list[dict[str, Any]]], every:
         start = int(last) if last.isascii() and last.isdigit() else after
         return _Counted(EventStream(stream, start, app.state.closing, every, patience), readers)
 
+# %% ../../nbs/trader/06_control.ipynb #0cd0e319
 class _Counted(Response):
     "An event stream that gives its place back when it ends."
     def __init__(self, inner: EventStream, readers: threading.BoundedSemaphore) -> None:
@@ -375,8 +381,10 @@ def unpublish(
     if path.exists() and json.loads(path.read_text()).get("token") == token: path.unlink()
 
 # %% ../../nbs/trader/06_control.ipynb #653d8cfb
-class ControlServer:
-    "The control API on a free loopback port."
+class _Served:
+    "An app, its address and its thread."
+    _server: Any  # uvicorn's, once started
+
     def __init__(
         self,
         app: FastAPI,     # from `make_app`
@@ -387,13 +395,14 @@ class ControlServer:
         self.app, self.run_dir, self.run, self.port = app, Path(run_dir), run, 0
         self._token, self._thread, self._server = token, threading.Thread(), None
 
-    _server: Any
-
-    def start(self) -> "ControlServer":
+# %% ../../nbs/trader/06_control.ipynb #6f708ba2
+class ControlServer(_Served):
+    "The control API on a free loopback port."
+    def start(self) -> Self:
         "Serve, then publish; returns when a client can connect."
         import uvicorn
         if self.port: raise SessionError("control server", "started twice", "once")
-        sock = socket.socket()
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         sock.bind(("127.0.0.1", 0))
         self.port = sock.getsockname()[1]
         self._server = uvicorn.Server(uvicorn.Config(self.app, log_config=None, access_log=False, lifespan="off", ws="none", http="h11",

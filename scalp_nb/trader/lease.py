@@ -42,6 +42,7 @@ def _birth_ps(pid: int) -> str:
     out = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.split(maxsplit=1)
     return "" if len(out) < 2 or out[0][0] == "Z" else " ".join(out[1].split())
 
+# %% ../../nbs/trader/05_lease.ipynb #0ca1b71e
 def same_process(
     pid: int,   # process id as written down
     born: str,  # `birth` as written down
@@ -66,6 +67,7 @@ def write_kill(
         os.replace(tmp, path)
     return path
 
+# %% ../../nbs/trader/05_lease.ipynb #91f61f93
 def read_kill(
     run_dir: Path,  # the run folder
 ) -> str | None:  # who ordered it; None when nobody did
@@ -157,8 +159,10 @@ class _Pulse:
         return now - self.at
 
 # %% ../../nbs/trader/05_lease.ipynb #a22c9541
-class LeaseWatch:
-    "The session's side of a lease."
+class _Held:
+    "A lease as the session sees it."
+    end: LeaseEnd | None  # set once, never cleared
+
     def __init__(
         self,
         fd: int,                          # read end of the lease
@@ -173,8 +177,9 @@ class LeaseWatch:
         self._lock = threading.Lock()
         self._wake = os.pipe()
 
-    end: LeaseEnd | None  # set once, never cleared
-
+# %% ../../nbs/trader/05_lease.ipynb #ff1b5f8f
+class _Checked(_Held):
+    "Looks at the pipe and the heartbeat."
     def check(self) -> LeaseEnd | None:
         "How the lease ended; None while it is held. Never blocks."
         with self._lock:
@@ -192,6 +197,9 @@ class LeaseWatch:
         quiet = 0.0 if self._pulse is None else self._pulse.silent()
         return LeaseEnd("", f"no heartbeat from the holder for {quiet:.1f} s") if quiet > self.timeout else None
 
+# %% ../../nbs/trader/05_lease.ipynb #f1e85371
+class LeaseWatch(_Checked):
+    "The session's side of a lease."
     def watch(
         self,
         callback: Callable[[LeaseEnd], None],  # called once, in the watching thread
@@ -222,9 +230,10 @@ LEASE_FD, READY_FD, BEAT_PATH = "SCALP_LEASE_FD", "SCALP_READY_FD", "SCALP_HEART
 def _tail(path: Path, lines: int = 5) -> str:
     return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
 
+# %% ../../nbs/trader/05_lease.ipynb #9639c3ae
 @dataclass(slots=True, eq=False)
-class Handle:
-    "A session this process started and holds."
+class _Child:
+    "A process under a lease."
     process: "subprocess.Popen[bytes]"
     lease: Lease
     ready_fd: int
@@ -246,6 +255,11 @@ class Handle:
         "Wait for the session to end."
         try: return self.process.wait(timeout)
         except subprocess.TimeoutExpired: return None
+
+# %% ../../nbs/trader/05_lease.ipynb #578d3a9f
+class Handle(_Child):
+    "A session this process started and holds."
+    __slots__ = ()
 
     def release(self, word: str = "done") -> None:
         "Let the session go with a word."

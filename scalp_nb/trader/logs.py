@@ -112,6 +112,7 @@ _CHAIN: list[Callable[[Any, str, Event], Any]] = [
     structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"), structlog.processors.format_exc_info, _redacting,
 ]
 
+# %% ../../nbs/trader/08_logs.ipynb #0d31ae3d
 def get_logger(
     room: str,  # room or module: 'trader.session'
 ) -> Any:  # a structlog logger: log.info("event", key=value)
@@ -127,11 +128,12 @@ def _render(logger: Any, method: str, event: Event) -> str:
 
 def _formatter(run: str) -> logging.Formatter:
     def named(logger: Any, method: str, event: Event) -> Event: return {"run": run, **event}
-    foreign = _CHAIN[1:]  # the standard library has filtered by level already
+    foreign = _CHAIN[1:]  # other libraries' records: filtered by level already, redacted here; ours were redacted by their logger
     last: list[Callable[[Any, str, Event], Any]] = [
-        structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.format_exc_info, _redacting, named, _render]
+        structlog.stdlib.ProcessorFormatter.remove_processors_meta, named, _render]
     return structlog.stdlib.ProcessorFormatter(processors=last, foreign_pre_chain=foreign, keep_exc_info=False, keep_stack_info=False)
 
+# %% ../../nbs/trader/08_logs.ipynb #a2456aa1
 class _SessionFile(RotatingFileHandler):
     "The one handler `configure_logging` owns."
     def handleError(self, record: logging.LogRecord) -> None:
@@ -144,6 +146,7 @@ def reset_logging() -> None:
         logging.getLogger().removeHandler(h)
         h.close()
 
+# %% ../../nbs/trader/08_logs.ipynb #c86bee36
 def configure_logging(
     path: Path,                  # the session's log file
     run: str,                    # run id, on every line
