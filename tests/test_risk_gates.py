@@ -71,7 +71,7 @@ CASES: dict[str, Case] = {
                            unknown=("qty", "gross_exposure", "open_order_exposure", "equity")),
     "concurrent_positions": Case(({"open_positions": 10}, {"open_positions": 11}), ({"open_positions": 9},), unknown=("open_positions",)),
     "trades_per_day": Case(({"trades_today": 10}, {"trades_today": 11}), ({"trades_today": 9},), unknown=("trades_today",)),
-    "daily_loss": Case(({"day_pnl": -50_000.0}, {"day_pnl": -1e9}, {"start_equity": 0.0}), ({"day_pnl": -49_999.99},),
+    "daily_loss": Case(({"day_pnl": -50_000.0}, {"day_pnl": -1e9}, {"start_equity": 0.0}, {"start_equity": 0.0, "day_pnl": 1.0}), ({"day_pnl": -49_999.99},),
                        unknown=("day_pnl", "start_equity")),
     "drawdown": Case(({"equity": 900_000.0}, {"peak_equity": 0.0}), ({"equity": 900_000.01},), unknown=("equity", "peak_equity")),
     "loss_streak": Case(({"consecutive_losses": 5},), ({"consecutive_losses": 4},), unknown=("consecutive_losses",)),
