@@ -268,7 +268,7 @@ def rules_for(
     tick_rows = rows_on("ticks", day)
     names = {r["table"] for r in tick_rows if r["table"].startswith(venue.lower() + "_")}
     cutoffs = _cutoffs(broker, products, day)
-    if len(types) != 1 or not products or not names.issuperset(products) or {p for p, _ in cutoffs} != set(products):
+    if len(types) != 1 or not products or not names.issuperset(products) or {p for p, d in cutoffs if not d} != set(products):
         raise _none(broker, venue, segment, day)
     prot = {r["product"]: r for r in rows_on("protection", day)}
     indices = frozenset(r["underlying"] for r in rows_on("index_underlyings", day))
