@@ -267,7 +267,7 @@ class Exits(RuleBasedStateMachine):
         if hasattr(self, "venue"): self.settle()
 
 
-Exits.TestCase.settings = settings(max_examples=250, stateful_step_count=50, deadline=None)
+Exits.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
 TestExits = Exits.TestCase
 
 
