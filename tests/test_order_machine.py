@@ -270,3 +270,12 @@ def test_no_such_order_is_not_believed_while_the_submit_may_be_on_its_way():
     m.on_update(Update(2, key, K.NO_ANSWER))
     assert m.on_update(Update(100, key, K.NOT_FOUND)).anomaly == "early_not_found" and m.symbol_blocked(0)
     assert m.on_update(Update(101, key, K.NOT_FOUND)).order.state is S.REJECTED
+
+
+@pytest.mark.parametrize("u", [Update(1, "id1", K.CANCELED, cum_qty=D(5)), Update(1, "id1", K.STATUS, state=S.CANCELED, cum_qty=D(5))])
+def test_a_cancelled_order_is_not_finished_while_executions_are_missing(u):
+    order, fill = step(Order(INTENT, S.OPEN), u)
+    assert fill is None and order.state is S.UNKNOWN and order.filled == 0 and missing_fills(order, u) == 5
+    for n, want in ((1, S.UNKNOWN), (2, S.CANCELED)):
+        order, fill = step(order, Update(2, "id1", K.FILL, exec_id=f"e{n}", qty=D("2.5"), px=D(1)))
+        assert fill.qty == D("2.5") and order.state is want
