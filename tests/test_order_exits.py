@@ -2,6 +2,7 @@
 import json
 from dataclasses import dataclass, field
 from decimal import Decimal as D
+from random import Random
 
 import pytest
 from hypothesis import settings
@@ -29,7 +30,12 @@ from scalp_nb.order.types import Order, OrderError, OrderState, OrderType, Purpo
 
 K, S, P, T = UpdateKind, OrderState, Purpose, OrderType
 MS, SEC, SYM = 10**6, 10**9, 0
-FOREVER = 2**63 - 1
+PICK = st.integers(0, 10**6)
+FATES = ["ack", "ack", "ack", "ack", "silent", "lost", "reject"]
+CANCEL_FATES = ["ok", "ok", "ok", "lost", "no_answer", "refuse"]
+
+
+def choose(items, pick): return items[pick % len(items)]
 
 
 def rnd(px, d): return (px / D("0.05")).to_integral_value("ROUND_CEILING" if d > 0 else "ROUND_FLOOR") * D("0.05")
@@ -151,7 +157,7 @@ class Exits(RuleBasedStateMachine):
 
     # ------------------------------------------------------------ what happens
     @precondition(lambda self: not self.book.qty(SYM) and not self.m.working(SYM) and not self.trigger)
-    @rule(side=st.sampled_from(Side), qty=st.integers(1, 10), fate=st.sampled_from(["ack", "ack", "ack", "silent", "lost", "reject"]))
+    @rule(side=st.sampled_from(Side), qty=st.integers(1, 10), fate=st.sampled_from(FATES))
     def enter(self, side, qty, fate):
         i = self.m.next_intent(ts=self.ts, sym=SYM, symbol="X", side=side, purpose=P.ENTRY, qty=D(qty), type=T.LIMIT, limit=D(100), stop=None,
                                tif=Tif.DAY, ref_px=D(100))
@@ -160,26 +166,25 @@ class Exits(RuleBasedStateMachine):
                                                                limit=D(100), stop=None, tif=Tif.DAY, ref_px=D(100))
 
     @precondition(lambda self: self.venue.live())
-    @rule(data=st.data(), quiet=st.booleans())
-    def venue_fills(self, data, quiet):
-        key = data.draw(st.sampled_from(self.venue.live()))
-        self.venue.fill(key, D(data.draw(st.integers(1, int(self.venue.leaves(key))))), self.ts, quiet)
+    @rule(pick=PICK, qty=PICK, quiet=st.booleans())
+    def venue_fills(self, pick, qty, quiet):
+        key = choose(self.venue.live(), pick)
+        self.venue.fill(key, D(1 + qty % int(self.venue.leaves(key))), self.ts, quiet)
 
     @precondition(lambda self: self.venue.live())
-    @rule(data=st.data(), state=st.sampled_from([S.CANCELED, S.EXPIRED]), quiet=st.booleans())
-    def venue_ends_an_order(self, data, state, quiet): self.venue.end(data.draw(st.sampled_from(self.venue.live())), state, self.ts, quiet)
+    @rule(pick=PICK, state=st.sampled_from([S.CANCELED, S.EXPIRED]), quiet=st.booleans())
+    def venue_ends_an_order(self, pick, state, quiet): self.venue.end(choose(self.venue.live(), pick), state, self.ts, quiet)
 
     @precondition(lambda self: self.venue.out)
-    @rule(data=st.data(), fate=st.sampled_from(["ack", "ack", "ack", "silent", "lost", "reject"]),
-          cancel_fate=st.sampled_from(["ok", "ok", "ok", "lost", "no_answer", "refuse"]), all_=st.booleans())
-    def deliver(self, data, fate, cancel_fate, all_):
-        for _ in range(len(self.venue.out) if all_ else 1): self.hear(self.venue.out.pop(data.draw(st.integers(0, len(self.venue.out) - 1))))
+    @rule(pick=PICK, fate=st.sampled_from(FATES), cancel_fate=st.sampled_from(CANCEL_FATES), all_=st.booleans())
+    def deliver(self, pick, fate, cancel_fate, all_):
+        for _ in range(len(self.venue.out) if all_ else 1): self.hear(self.venue.out.pop(pick % len(self.venue.out)))
         self.converge(fate, cancel_fate)
 
     @precondition(lambda self: self.venue.heard)
-    @rule(data=st.data())
-    def deliver_again(self, data):
-        u = data.draw(st.sampled_from(self.venue.heard))
+    @rule(pick=PICK)
+    def deliver_again(self, pick):
+        u = choose(self.venue.heard, pick)
         if u.kind in (K.FILL, K.ACK, K.CANCELED, K.EXPIRED):
             assert self.m.on_update(u).fill is None
             self.converge()
@@ -253,7 +258,7 @@ class Exits(RuleBasedStateMachine):
         assert self.venue.pos == self.book.qty(SYM)
         exits, pos = [self.venue.orders[k][0] for k in self.exits_at_venue()], abs(self.venue.pos)
         assert sorted(i.id for i in exits) == sorted(o.intent.id for o in self.m.working(SYM) if o.intent.purpose is not P.ENTRY)
-        if not pos: assert not exits
+        if not pos: assert not exits and not (self.trigger and self.venue.live())  # a trigger cancels the entry as well
         elif self.trigger or any(i.purpose in (P.EXIT, P.FLATTEN) for i in exits):
             assert len(exits) == 1 and self.venue.leaves(exits[0].id) == pos and exits[0].purpose in (P.EXIT, P.FLATTEN)
             assert lifecycle(self.book.qty(SYM), self.m.working(SYM)) is Lifecycle.EXITING
@@ -267,8 +272,41 @@ class Exits(RuleBasedStateMachine):
         if hasattr(self, "venue"): self.settle()
 
 
-Exits.TestCase.settings = settings(max_examples=250, stateful_step_count=50, deadline=None)
+Exits.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
 TestExits = Exits.TestCase
+
+
+# ---------------------------------------------------------------- the same machine, driven by dice that know where trouble is
+
+
+def walk(seed, steps=80):
+    r, x = Random(seed), Exits()
+    x.start(r.choice(["venue_stop", "oco", "oco", "local"]), r.random() < 0.7, r.random() < 0.3, r.random() < 0.3)
+    for _ in range(steps):
+        pick, p, fate = r.randrange(10**6), r.random(), r.choice(FATES)
+        can_enter = not x.book.qty(SYM) and not x.m.working(SYM) and not x.trigger
+        if can_enter and p < 0.9: x.enter(r.choice(list(Side)), r.randint(1, 10), fate)
+        elif x.venue.out and p < 0.55: x.deliver(pick, fate, r.choice(CANCEL_FATES), r.random() < 0.7)
+        elif x.venue.live() and p < 0.75: x.venue_fills(pick, r.randrange(10**6), r.random() < 0.5)
+        elif x.venue.live() and p < 0.78: x.venue_ends_an_order(pick, r.choice([S.CANCELED, S.EXPIRED]), r.random() < 0.5)
+        elif p < 0.90: x.time_passes(r.randint(1, 400), r.random() < 0.8, r.choice(["ack", "ack", "reject", "lost"]))
+        elif p < 0.93: x.trigger_fires(r.choice(["stop", "target", "opposite", "flatten"]))
+        elif p < 0.95: x.market_moves(r.choice([98.0, 99.7, 100.0, 100.3, 102.0]), r.choice(["", "", "bid", "ask", "both"]))
+        elif x.venue.heard and p < 0.97: x.deliver_again(pick)
+        elif p < 0.99: x.restart()
+        else: x.settle()
+        x.reduce_only_at_the_venue(), x.books_are_the_heard_executions()
+    x.settle()
+    return x
+
+
+@pytest.mark.parametrize("block", range(8))
+def test_random_walks(block):
+    for seed in range(block * 50, block * 50 + 50):
+        try: walk(seed)
+        except BaseException as e:
+            e.add_note(f"seed {seed}")
+            raise
 
 
 # ---------------------------------------------------------------- single cases the machine meets rarely

@@ -224,7 +224,9 @@ class Hostile(RuleBasedStateMachine):
     @invariant()
     def finished_means_finished_there(self):
         for key, o in self.m.orders.items():
-            if o.state in TERMINAL and key in self.truth: assert self.truth[key]["state"] is not S.OPEN
+            if o.state in TERMINAL and key in self.truth:
+                assert self.truth[key]["state"] is not S.OPEN
+                assert o.filled == sum(self.truth[key]["fills"].values(), D(0))  # nothing is called finished while an execution is missing
 
     def teardown(self):
         "When everything was said and every question answered, both sides agree."
@@ -259,3 +261,21 @@ def test_forget_keeps_families_of_what_remains():
     assert [o.intent.id for o in m.family(0, "p")] == [b]
     assert m.on_update(Update(7, a, K.ACK)).anomaly == "orphan" and m.on_update(Update(7, a, K.ACK)).order is None and len(m.orphans) == 1
     assert m.ask(b, 10) and not m.ask(b, 11)
+
+
+def test_no_such_order_is_not_believed_while_the_submit_may_be_on_its_way():
+    m = OrderManager("a", "s", settle_ns=100)
+    key = m.accept(decide(m, 0, ts=1)).intent.id
+    m.sent(key, 1)
+    m.on_update(Update(2, key, K.NO_ANSWER))
+    assert m.on_update(Update(100, key, K.NOT_FOUND)).anomaly == "early_not_found" and m.symbol_blocked(0)
+    assert m.on_update(Update(101, key, K.NOT_FOUND)).order.state is S.REJECTED
+
+
+@pytest.mark.parametrize("u", [Update(1, "id1", K.CANCELED, cum_qty=D(5)), Update(1, "id1", K.STATUS, state=S.CANCELED, cum_qty=D(5))])
+def test_a_cancelled_order_is_not_finished_while_executions_are_missing(u):
+    order, fill = step(Order(INTENT, S.OPEN), u)
+    assert fill is None and order.state is S.UNKNOWN and order.filled == 0 and missing_fills(order, u) == 5
+    for n, want in ((1, S.UNKNOWN), (2, S.CANCELED)):
+        order, fill = step(order, Update(2, "id1", K.FILL, exec_id=f"e{n}", qty=D("2.5"), px=D(1)))
+        assert fill.qty == D("2.5") and order.state is want

@@ -254,7 +254,7 @@ def _protect(
     if any(o.state is OrderState.UNKNOWN for o in exits): return cancels(exits, "reduce_only") if excessive(view, exits) else ()
     if fits(view, exits, wanted): return ()
     if exits: return cancels(exits, "resize")
-    group = f"{view.entry_id}:{view.ts}" if len(wanted) > 1 else ""
+    group = f"{view.entry_id}:{view.ts}:{len(orders)}" if len(wanted) > 1 else ""  # never reused: the family grows with every order
     return tuple(protection(view, p, cfg, caps, round_fn, group) for p in wanted)
 
 def through_stop(
