@@ -162,8 +162,9 @@ class Exits(RuleBasedStateMachine):
         i = self.m.next_intent(ts=self.ts, sym=SYM, symbol="X", side=side, purpose=P.ENTRY, qty=D(qty), type=T.LIMIT, limit=D(100), stop=None,
                                tif=Tif.DAY, ref_px=D(100))
         self.entry = self.send(i, fate)
-        with pytest.raises(DuplicateOrder): self.m.next_intent(ts=self.ts, sym=SYM, symbol="X", side=side.opposite, purpose=P.ENTRY, qty=D(1), type=T.LIMIT,
-                                                               limit=D(100), stop=None, tif=Tif.DAY, ref_px=D(100))
+        with pytest.raises(DuplicateOrder):
+            self.m.next_intent(ts=self.ts, sym=SYM, symbol="X", side=side.opposite, purpose=P.ENTRY, qty=D(1), type=T.LIMIT, limit=D(100), stop=None,
+                               tif=Tif.DAY, ref_px=D(100))
 
     @precondition(lambda self: self.venue.live())
     @rule(pick=PICK, qty=PICK, quiet=st.booleans())
@@ -347,7 +348,7 @@ def test_a_stop_that_would_trigger_at_once_is_an_exit():
 
 def test_rejected_stop_backs_off_and_never_gives_up():
     lost, ts, gaps = [], 100 * SEC, []
-    for n in range(10):
+    for _ in range(10):
         at = plan_deadline(view(5, ts=ts), lost, CFG) if lost else ts
         gaps.append((at - ts) // MS)
         assert not lost or plan_exits(view(5, ts=at - 1), lost, CFG, Caps(), rnd) == ()

@@ -41,6 +41,7 @@ def _pct(x: float) -> Decimal:
     "A configured fraction as the decimal a person wrote."
     return Decimal(str(x))
 
+# %% ../../nbs/order/04_exits.ipynb #e15f9bcf
 def levels(
     side: Side,  # of the position: BUY = long
     entry_px: Decimal,  # average entry price
@@ -65,6 +66,7 @@ def beyond(
     "The worst price accepted: `max_slippage_pct` beyond `px`."
     return round_fn(px * (1 + side * _pct(cfg.max_slippage_pct)), -int(side))
 
+# %% ../../nbs/order/04_exits.ipynb #3f2ae2cc
 def touch(
     side: Side,  # of the order that would hit it
     bid: float,  # best bid, NaN when missing
@@ -85,6 +87,7 @@ class VenueCaps(Protocol):
     @property
     def native_oco(self) -> bool: ...
 
+# %% ../../nbs/order/04_exits.ipynb #49eed27c
 @dataclass(frozen=True, slots=True)
 class ExitView:
     "One symbol's position as the planner sees it."
@@ -100,7 +103,7 @@ class ExitView:
     @property
     def side(self) -> Side: return Side.BUY if self.qty > 0 else Side.SELL  # of the position
 
-# %% ../../nbs/order/04_exits.ipynb #49eed27c
+# %% ../../nbs/order/04_exits.ipynb #5653f910
 @dataclass(frozen=True, slots=True)
 class Place:
     "Send this order; its parent is the view's entry_id."
@@ -114,12 +117,14 @@ class Place:
     reason: str
     oco: str = ""
 
+# %% ../../nbs/order/04_exits.ipynb #470da994
 @dataclass(frozen=True, slots=True)
 class CancelOrder:
     "Ask for this order's cancellation."
     client_id: str
     reason: str
 
+# %% ../../nbs/order/04_exits.ipynb #b06e3214
 @dataclass(frozen=True, slots=True)
 class Ask:
     "Look this order up; the caller throttles with `OrderManager.ask`."
@@ -136,6 +141,7 @@ def needs_answer(
     "Does only a look-up tell how to go on?"
     return o.state is OrderState.UNKNOWN or o.reason in ("cancel_rejected", "cancel_no_answer")
 
+# %% ../../nbs/order/04_exits.ipynb #1b4d157b
 def cancels(
     orders: Iterable[Order],  # what should go
     reason: str,  # reason code
@@ -143,6 +149,7 @@ def cancels(
     "Cancel what the broker has confirmed and nobody has asked to cancel; the rest is waited for."
     return tuple(CancelOrder(o.intent.id, reason) for o in orders if o.state in LIVE_AT_VENUE and not o.cancel_ts and not needs_answer(o))
 
+# %% ../../nbs/order/04_exits.ipynb #95c53409
 def committed(
     exits: Iterable[Order],  # live exit orders of one side
 ) -> Decimal:  # quantity they may still execute
@@ -160,6 +167,7 @@ def failed(
     "Did this order end without doing its work and without our asking?"
     return o.state in (OrderState.REJECTED, OrderState.EXPIRED) or (o.state is OrderState.CANCELED and not o.cancel_ts)
 
+# %% ../../nbs/order/04_exits.ipynb #d19e1393
 def retry_at(
     purpose: Purpose,  # what would be placed
     view: ExitView,  # its position
@@ -177,6 +185,7 @@ def _tif(caps: VenueCaps) -> Tif:
     "DAY, else GTC; an exit must rest, so IOC only when nothing else exists."
     return next(t for t in (Tif.DAY, Tif.GTC, Tif.IOC) if t in caps.tifs)
 
+# %% ../../nbs/order/04_exits.ipynb #643638a3
 def stop_type(
     cfg: ExitConfig,  # whether market orders are wanted
     caps: VenueCaps,  # what the venue accepts
@@ -186,6 +195,7 @@ def stop_type(
     wanted = (OrderType.STOP, OrderType.STOP_LIMIT) if plain_first else (OrderType.STOP_LIMIT,)
     return next((t for t in wanted if t in caps.order_types), None)
 
+# %% ../../nbs/order/04_exits.ipynb #302fb95a
 def protection(
     view: ExitView,  # a position
     purpose: Purpose,  # STOP or TARGET
@@ -227,6 +237,7 @@ def _wanted(view: ExitView, exits: Sequence[Order], orders: Sequence[Order], cfg
     working = {o.intent.purpose for o in exits}
     return tuple(p for p in base if p in working or retry_at(p, view, orders, cfg) <= view.ts)
 
+# %% ../../nbs/order/04_exits.ipynb #948acde0
 def fits(
     view: ExitView,  # a position
     exits: Sequence[Order],  # its live exits
@@ -238,6 +249,7 @@ def fits(
             and all(x.side is view.side.opposite and x.parent == view.entry_id for x in i)
             and all(o.leaves == abs(view.qty) and not o.cancel_ts for o in exits))
 
+# %% ../../nbs/order/04_exits.ipynb #58b49d66
 def excessive(
     view: ExitView,  # a position
     exits: Sequence[Order],  # its live exits
@@ -257,6 +269,7 @@ def _protect(
     group = f"{view.entry_id}:{view.ts}:{len(orders)}" if len(wanted) > 1 else ""  # never reused: the family grows with every order
     return tuple(protection(view, p, cfg, caps, round_fn, group) for p in wanted)
 
+# %% ../../nbs/order/04_exits.ipynb #f076a0fd
 def through_stop(
     view: ExitView,  # a position without a working stop
     cfg: ExitConfig,  # stop distance
@@ -281,6 +294,7 @@ def reprice(
     if old is None: return False
     return new is None or (new - old) * o.intent.side > 0
 
+# %% ../../nbs/order/04_exits.ipynb #1bedf977
 def _leave(
     view: ExitView, live: Sequence[Order], orders: Sequence[Order], cfg: ExitConfig, caps: VenueCaps, round_fn: RoundFn,
 ) -> tuple[ExitAction, ...]:
@@ -315,6 +329,7 @@ def plan_exits(
     if trigger: return asks + _leave(replace(view, trigger=trigger), live, orders, cfg, caps, round_fn)
     return asks + _protect(view, exits, orders, cfg, caps, round_fn)
 
+# %% ../../nbs/order/04_exits.ipynb #78f2852b
 def plan_deadline(
     view: ExitView,  # position and time
     orders: Sequence[Order],  # as for plan_exits
@@ -336,6 +351,7 @@ class Lifecycle(StrEnum):
     HOLDING = "holding"
     EXITING = "exiting"
 
+# %% ../../nbs/order/04_exits.ipynb #0954947e
 def lifecycle(
     position: Decimal,  # signed quantity
     orders: Iterable[Order],  # the symbol's orders

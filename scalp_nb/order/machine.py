@@ -25,6 +25,7 @@ def is_ghost(
     "Was this order given up because the broker did not know it?"
     return order.state is OrderState.REJECTED and order.reason == "not_found"
 
+# %% ../../nbs/order/01_machine.ipynb #15eca149
 def is_contradicted(
     order: Order,  # any order
 ) -> bool:  # True when only a look-up can settle its fate
@@ -40,12 +41,14 @@ def pending_close(
     _, state, cum = order.reason.split(":")
     return OrderState(state), Decimal(cum)
 
+# %% ../../nbs/order/01_machine.ipynb #a705f4fe
 def told(
     u: Update,  # any evidence
 ) -> Decimal:  # >= 0, 0 when it names none
     "Cumulative filled quantity that the evidence names."
     return u.cum_qty if u.cum_qty is not None and u.cum_qty.is_finite() else NO_FILL
 
+# %% ../../nbs/order/01_machine.ipynb #5d8857ee
 def missing_fills(
     order: Order,  # the order after `u` was applied
     u: Update,  # the evidence
@@ -70,6 +73,7 @@ def _close(
     if order.state in TERMINAL and not is_ghost(order): return order
     return replace(order, state=state, reason=reason)
 
+# %% ../../nbs/order/01_machine.ipynb #af070a36
 def _works(
     order: Order,  # before
     u: Update,  # evidence that the broker has the order working
@@ -87,6 +91,7 @@ def is_malformed(
     "Does a FILL lack its id, quantity or price?"
     return not u.exec_id or not u.qty.is_finite() or not u.px.is_finite() or u.qty <= 0 or u.px <= 0
 
+# %% ../../nbs/order/01_machine.ipynb #d436eef2
 def _count(
     order: Order,  # before
     u: Update,  # a FILL not counted before
@@ -94,6 +99,7 @@ def _count(
     "Add one execution to the order's totals."
     return replace(order, filled=order.filled + u.qty, notional=order.notional + u.qty * u.px, exec_ids=order.exec_ids | {u.exec_id})
 
+# %% ../../nbs/order/01_machine.ipynb #885aa8ee
 def fill_of(
     order: Order,  # its order
     u: Update,  # a FILL
@@ -118,6 +124,7 @@ def _after_fill(
         return replace(order, state=OrderState.UNKNOWN, reason="fill_after_reject")
     return replace(order, state=OrderState.PARTIAL, reason="" if before.state in TERMINAL or before.state is OrderState.UNKNOWN else order.reason)
 
+# %% ../../nbs/order/01_machine.ipynb #14b85203
 def _fill(
     order: Order,  # before
     u: Update,  # a FILL
@@ -136,6 +143,7 @@ def _reject(order: Order, u: Update) -> Order:
     if order.filled and order.live: return replace(order, state=OrderState.UNKNOWN, reason="reject_after_fill")
     return _close(order, OrderState.REJECTED, told(u), u.reason or "rejected")
 
+# %% ../../nbs/order/01_machine.ipynb #6bf0cb94
 def _not_found(order: Order, u: Update) -> Order:
     "No such order at the broker."
     if order.state in UNSENT or order.state in TERMINAL or pending_close(order) or is_contradicted(order): return order
@@ -143,6 +151,7 @@ def _not_found(order: Order, u: Update) -> Order:
         return replace(order, state=OrderState.UNKNOWN, reason="vanished")
     return replace(order, state=OrderState.REJECTED, reason="not_found")
 
+# %% ../../nbs/order/01_machine.ipynb #04bd83fd
 def _no_answer(order: Order, u: Update) -> Order:
     "Silence, or an answer nobody can read: after a submit the fate is open, after a cancel the order may still work."
     if order.state in UNSENT: return replace(order, state=OrderState.UNKNOWN, reason="no_answer")
@@ -156,15 +165,18 @@ def _status(order: Order, u: Update) -> Order:
     after = _works(order, u)
     return replace(after, cancel_ts=0) if after.state in LIVE_AT_VENUE else after
 
+# %% ../../nbs/order/01_machine.ipynb #891fe429
 def _ack(order: Order, u: Update) -> Order:
     "Accepted: news only to an order that was waiting for it."
     if order.state in LIVE_AT_VENUE and not told(u) >= order.intent.qty or is_contradicted(order): return order
     return _works(order, u)
 
+# %% ../../nbs/order/01_machine.ipynb #2d6420af
 def _ended(order: Order, u: Update) -> Order:
     "Cancelled or expired."
     return _close(order, OrderState(u.kind.value), told(u), u.reason)
 
+# %% ../../nbs/order/01_machine.ipynb #b1394f8f
 def _cancel_rejected(order: Order, u: Update) -> Order:
     "The cancel failed: no request is pending, and the order is worth a look-up."
     if not order.live: return order
@@ -212,6 +224,7 @@ def _fill_anomalies(
     out = ["late_fill"] if counted and (before.state in TERMINAL or before.state is OrderState.UNKNOWN) else []
     return out + (["overfill"] if counted and after.leaves < 0 else [])
 
+# %% ../../nbs/order/01_machine.ipynb #7f267e3a
 def anomalies(
     order: Order,  # the order before the update
     u: Update,  # the evidence

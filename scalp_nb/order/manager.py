@@ -49,6 +49,7 @@ class DuplicateOrder(OrderError):
 
 _NEEDS = {OrderType.MARKET: (False, False), OrderType.LIMIT: (True, False), OrderType.STOP: (False, True), OrderType.STOP_LIMIT: (True, True)}
 
+# %% ../../nbs/order/02_manager.ipynb #7b114975
 def check_shape(
     qty: Decimal,  # shares
     type: OrderType,  # what kind of order
@@ -172,6 +173,7 @@ class Outcome:
     fill: Fill | None      # a new execution
     anomaly: str | None    # codes joined by commas: see machine.anomalies, and orphan, early_not_found
 
+# %% ../../nbs/order/02_manager.ipynb #6ff24702
 class _Evidence(_Intents):
     "What the broker says."
     def on_update(self, u: Update) -> Outcome:

@@ -27,6 +27,7 @@ def share(
     "The part of an amount that belongs to a part of a quantity; subtract it from the amount to get the rest."
     return amount if part == whole else (amount * part / whole).quantize(_CENT)
 
+# %% ../../nbs/order/03_position.ipynb #4f8014e5
 def slippage(
     fill: Fill,  # an execution
 ) -> Decimal:  # money; positive = worse than the decision's price
@@ -46,6 +47,7 @@ class Lot:
     fee: Decimal     # entry fee not yet taken by a round trip
     slip: Decimal    # entry slippage per share, positive = cost
 
+# %% ../../nbs/order/03_position.ipynb #735b0a66
 @dataclass(frozen=True, slots=True)
 class RoundTrip:
     "One entry and its exit."
@@ -65,6 +67,7 @@ class RoundTrip:
     exit_purpose: Purpose
     slippage: Decimal      # entry's and exit's cost against their decision prices, contained in gross
 
+# %% ../../nbs/order/03_position.ipynb #57253d23
 def close_lot(
     lot: Lot,  # what is closed
     qty: Decimal,  # shares closed, 0 < qty <= lot.qty
@@ -91,6 +94,7 @@ def _checked(
         if not (isinstance(x, Decimal) and x.is_finite() and x > 0): raise OrderError(name, x, "a finite Decimal > 0")
     if not (isinstance(fee, Decimal) and fee.is_finite()): raise OrderError("fee", fee, "a finite Decimal")
 
+# %% ../../nbs/order/03_position.ipynb #110e2f84
 class _Lots:
     "Open lots of every symbol, oldest first."
     def __init__(self, cash: Decimal) -> None:
@@ -171,10 +175,12 @@ class PositionBook(_Values):
         for k in ("start", "cash", "realised", "fees"): setattr(self, k, Decimal(data[k]))
         self._lots = {int(s): deque(_decode(d) for d in lots) for s, lots in data["lots"].items()}
 
+# %% ../../nbs/order/03_position.ipynb #75783e36
 def _encode(lot: Lot) -> dict[str, Any]:
     "A lot as plain JSON."
     return {f.name: str(v) if isinstance(v := getattr(lot, f.name), Decimal) else int(v) if isinstance(v, int) else v for f in fields(lot)}
 
+# %% ../../nbs/order/03_position.ipynb #7dc19223
 def _decode(d: Mapping[str, Any]) -> Lot:
     "The inverse of `_encode`."
     return Lot(d["ts"], d["id"], d["symbol"], Side(d["side"]), *(Decimal(d[k]) for k in ("qty", "px", "fee", "slip")))
