@@ -29,8 +29,8 @@ def market(rows: Rows, universe: Universe) -> Market:
 
 
 # the whole session open for entries, quick rests: many decisions in a short tape
-BUSY = {"risk.avoid_first_minutes": 0, "risk.max_trades_per_day": 1000, "risk.max_consecutive_losses": 1000, "strategy.rest_s": 1.0, "strategy.cooldown_s": 0.5,
-        "exits.time_stop_s": 60.0}
+BUSY = {"risk.avoid_first_minutes": 0, "risk.max_trades_per_day": 1000, "risk.max_consecutive_losses": 1000,
+        "strategy.rest_s": 1.0, "strategy.cooldown_s": 0.5, "exits.time_stop_s": 60.0}
 
 
 def config(**over: Any) -> RunConfig:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
+
 from scalp_nb.feed.errors import ConfigError
 from scalp_nb.trader import config as C
 from scalp_nb.trader.config import (

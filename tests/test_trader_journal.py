@@ -12,6 +12,7 @@ import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from scalp_nb.broker.base import Account, BrokerCaps, BrokerOrder, BrokerState
 from scalp_nb.order.types import Fill, Intent, Order, OrderState, OrderType, Purpose, Side, Tif, Update, UpdateKind
 from scalp_nb.trader import journal as J

@@ -23,6 +23,7 @@ import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from scalp_nb.order.types import Fill, Intent, Order, OrderState, OrderType, Purpose, Side, Tif
 from scalp_nb.trader import store as S
 from scalp_nb.trader.events import Note, Submit

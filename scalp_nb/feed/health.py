@@ -10,7 +10,6 @@ __all__ = ['STALE', 'GAP', 'LATE', 'CROSSED', 'LOCKED', 'ONE_SIDED', 'LAG', 'HAL
 # %% ../../nbs/feed/08_health.ipynb #da7cd1ba
 import math
 
-import numpy as np
 from numba import njit
 from pydantic import BaseModel, ConfigDict, Field
 

@@ -93,12 +93,14 @@ def resolve(
         raise ConfigError("market data lacks what the pressure scalper needs", "; ".join(missing), "a source that shows it",
                           "set strategy.pressure: displayed or strategy.fallback: displayed, or use fewer strategy.levels")
     if p.pressure == "whole_book" and not has.whole_book_totals:
-        return p.model_copy(update={"pressure": "displayed"}), "no whole-book totals at this source: pressure is the share of displayed quantity (fallback)"
+        note = "no whole-book totals at this source: pressure is the share of displayed quantity (fallback)"
+        return p.model_copy(update={"pressure": "displayed"}), note
     return p, ""
 
 # %% ../../nbs/strategy/01_pressure.ipynb #dd1e9098
-RULE_PARAMS = [("lower", "<f8"), ("upper", "<f8"), ("depth_multiplier", "<f8"), ("confirm_levels", "<i8"), ("hold_ns", "<i8"), ("hold_rows", "<i8"),
-               ("max_spread_bps", "<f8"), ("min_gradient", "<f8"), ("min_ofi", "<f8"), ("min_footprint", "<f8"), ("warmup_rows", "<i8"),
+RULE_PARAMS = [("lower", "<f8"), ("upper", "<f8"), ("depth_multiplier", "<f8"), ("confirm_levels", "<i8"),
+               ("hold_ns", "<i8"), ("hold_rows", "<i8"), ("max_spread_bps", "<f8"),
+               ("min_gradient", "<f8"), ("min_ofi", "<f8"), ("min_footprint", "<f8"), ("warmup_rows", "<i8"),
                ("window_ns", "<i8"), ("exit_on_opposite", "<i8")]
 
 def _or(value: float | None, otherwise: float) -> float: return otherwise if value is None else value
@@ -108,7 +110,8 @@ def rule_params(
     volatility: bool = False,  # whether the sizing asks for the variance of the mid
 ) -> dict[str, float]:  # values for RULE_PARAMS and FEATURE_PARAMS fields; times in ns
     "Kernel form of the parameters."
-    rule: dict[str, float] = {k: getattr(p, k) for k in ("lower", "upper", "depth_multiplier", "confirm_levels", "hold_rows", "max_spread_bps", "warmup_rows")}
+    same = ("lower", "upper", "depth_multiplier", "confirm_levels", "hold_rows", "max_spread_bps", "warmup_rows")
+    rule: dict[str, float] = {k: getattr(p, k) for k in same}
     rule |= {"hold_ns": p.hold_ms * 1_000_000, "window_ns": p.decision_window_ms * 1_000_000, "exit_on_opposite": int(p.exit_on_opposite)}
     rule |= {k: _or(getattr(p, k), -math.inf) for k in ("min_gradient", "min_ofi", "min_footprint")}
     tau = {f"tau_{k}": getattr(p, f"tau_{k}_s") * 1e9 for k in ("fast", "slow", "ofi", "vol")} | {"tau_foot": p.tau_footprint_s * 1e9}

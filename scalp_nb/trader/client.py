@@ -164,7 +164,9 @@ class _Stream(_Reads):
         "Journal records as they are written; ends when the session closes the stream."
         try:
             with self._http.stream("GET", "/stream", params={"after": after}, timeout=idle) as r:
-                if r.is_error: r.read(); _checked(r)
+                if r.is_error:
+                    r.read()
+                    _checked(r)
                 for line in r.iter_lines():
                     if line.startswith("data: "): yield json.loads(line[6:])
         except httpx.TransportError as e: raise self._cause(e) from e

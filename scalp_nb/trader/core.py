@@ -34,6 +34,7 @@ from ..feed.health import STALE, HealthConfig, health_names, health_params
 from ..feed.instrument import Universe
 from ..order.exits import CancelOrder, ExitAction, ExitConfig, ExitView, Lifecycle, Place, levels, lifecycle, plan_deadline, plan_exits
 from ..order.fees import FeeLedger, FeeSchedule
+from ..order.machine import LIVE_AT_VENUE, step
 from ..order.manager import OrderManager
 from ..order.position import PositionBook, RoundTrip
 from ..order.rules import VenueRules
@@ -44,7 +45,7 @@ from ..risk.limits import RiskLimits
 from ..risk.sizing import SizingConfig, explain_size
 from ..strategy.pressure import PressureParams, rule_params
 from ..strategy.ranking import Candidate, rank
-from ..strategy.scan import EXIT_OPPOSITE, EXIT_STOP, EXIT_TARGET, EXITS, HEALTH, LONG_OK, SHORT_OK, SILENCE, UNTIL, WATCH, WINDOW, Scanner
+from ..strategy.scan import EXIT_STOP, EXIT_TARGET, EXITS, HEALTH, LONG_OK, SHORT_OK, SILENCE, UNTIL, WATCH, WINDOW, Scanner
 from scalp_nb.trader.events import (
     AccountState, Cancel, Clock, Command, Control, Depth, Event, Evidence, Halt, Link, Note, Query, Reconciled, Started, Submit,
 )
@@ -131,13 +132,15 @@ class Trader:
         self.sent_at: list[int] = []                   # times of the last minute's order messages
         self.recent: list[tuple[int, int, int, Decimal, Decimal]] = []  # (ts, symbol, side, quantity, price) of the last entries
         self.entries_code, self.paused, self.stopping = "not started", "", ""
-        self.reconciled = self.halted = False
+        self.reconciled = self.halted = self.curve_open = False
         self.trades_today = self.losses_row = 0
         self.signals = [0] * 20                        # strongest candidates by strength, bins of 5 percent
         self.start_equity = self.peak_equity = Decimal(0)
         self.unresolved: set[str] = set()
-        self.flat_by = tuple(r.flat_by_ns(i, s.continuous_close_ts) for r, i, s in zip(setup.rules, setup.universe.instruments, setup.sessions, strict=True))
-        self.last_entry = tuple(r.entry_cutoff_ns(i, s.continuous_close_ts) for r, i, s in zip(setup.rules, setup.universe.instruments, setup.sessions, strict=True))
+        each = list(zip(setup.rules, setup.universe.instruments, setup.sessions, strict=True))
+        self.flat_by = tuple(r.flat_by_ns(i, s.continuous_close_ts) for r, i, s in each)
+        self.last_entry = tuple(r.entry_cutoff_ns(i, s.continuous_close_ts) for r, i, s in each)
+        self.differed: frozenset[str] = frozenset()    # differences the last reconciliation saw
 
     @property
     def now(self) -> int: return int(self.scanner.glob["now"][0])
@@ -194,25 +197,23 @@ class Pulse:
     killed: bool
 
 def bad_feed(t: Trader, ts: int) -> str:
-    "Why the feed of what is held is not believed now, empty when it is."
-    for sym in t.held:
-        st = t.scanner.sym[sym]
-        if ts - int(st["recv"]) > int(t.scanner.p["stale_ns"]): return f"{t.setup.universe[sym].symbol} silent"
-        if int(st["health"]): return f"{t.setup.universe[sym].symbol} " + ",".join(health_names(int(st["health"])))
-    return ""
+    "Why the connection is not believed now, empty when it is; a single silent symbol is no reason to stop the account."
+    silent = ts - int(t.scanner.g["last_recv"])
+    return f"no row for {silent / 1e9:.1f} s" if t.held and silent > int(t.scanner.p["conn_stale_ns"]) else ""
 
 # %% ../../nbs/trader/10_core.ipynb #6f95c5d2
 def mark(t: Trader, ts: int, out: list[Command], note: bool) -> None:
     "Mark the equity, let the breakers see it, and journal the point of the curve when asked."
     value, why = equity(t), bad_feed(t, ts)
     t.peak_equity = max(t.peak_equity, value)
-    pulse = Pulse(float(value), float(t.start_equity), float(t.peak_equity), float(value - t.start_equity), t.losses_row, t.orders.consecutive_failures,
-                  why == "", why, t.reconciled, t.breakers.killed)
+    pulse = Pulse(float(value), float(t.start_equity), float(t.peak_equity), float(value - t.start_equity), t.losses_row,
+                  t.orders.consecutive_failures, why == "", why, t.reconciled, t.breakers.killed)
     for trip in t.breakers.update(pulse, t.limits, ts):
         out.append(Note("trip", {"breaker": trip.name, "reason": trip.reason, "numbers": dict(trip.numbers)}))
     if note:
         unreal = sum((t.book.unrealised(s, m) for s, m in marks(t).items()), Decimal(0))
-        out.append(Note("equity", {"equity": str(value), "cash": str(t.book.cash), "unrealised": str(unreal), "fees": str(t.book.fees), "peak": str(t.peak_equity)}))
+        out.append(Note("equity", {"equity": str(value), "cash": str(t.book.cash), "unrealised": str(unreal), "fees": str(t.book.fees),
+                                   "peak": str(t.peak_equity)}))
 
 # %% ../../nbs/trader/10_core.ipynb #895ac58e
 def entries_blocked(t: Trader) -> str:
@@ -274,11 +275,13 @@ def view(t: Trader, sym: int, side: Side, ts: int, qty: Decimal, price: Decimal,
         gross_exposure=gross, open_order_exposure=orders, side=int(side), qty=float(qty), price=float(price), ref_px=ref, stop_px=float(stop),
         bid=float(row["bid_px"][0]), ask=float(row["ask_px"][0]), displayed_qty=float(row[opposite].sum()), volume=float(row["volume"]),
         session_open_ts=ses.open_ts, session_close_ts=ses.continuous_close_ts, entry_cutoff_ts=t.last_entry[sym],
-        market_open=ses.open_ts <= ts < ses.continuous_close_ts, feed_ok=int(st["health"]) == 0 and ts - int(st["recv"]) <= int(t.scanner.p["stale_ns"]),
+        market_open=ses.open_ts <= ts < ses.continuous_close_ts,
+        feed_ok=int(st["health"]) == 0 and ts - int(st["recv"]) <= int(t.scanner.p["stale_ns"]),
         feed_reason=",".join(health_names(int(st["health"]))), reconciled=t.reconciled, killed=t.breakers.killed, paused=bool(t.paused),
         symbol_blocked=t.orders.symbol_blocked(sym), symbol_position=float(t.book.qty(sym)), orders_last_second=messages(t, ts, SECOND),
         orders_last_minute=messages(t, ts, 60 * SECOND), own_bid=resting(t, sym, Side.BUY), own_ask=resting(t, sym, Side.SELL),
-        duplicate=any(r[1:] == (sym, int(side), qty, price) for r in t.recent), shortable=ins.shortable and t.setup.caps.short, restricted=ins.symbol in t.setup.restricted)
+        duplicate=any(r[1:] == (sym, int(side), qty, price) for r in t.recent),
+        shortable=ins.shortable and t.setup.caps.short, restricted=ins.symbol in t.setup.restricted)
 
 # %% ../../nbs/trader/10_core.ipynb #cf96afb7
 def judged(v: RiskView, d: Decision) -> dict[str, Any]:
@@ -360,8 +363,8 @@ def place(t: Trader, sym: int, a: Place, ts: int, out: list[Command]) -> None:
     v = view(t, sym, a.side, ts, a.qty, a.limit or a.stop or ref, float(a.stop or ref), Decimal("NaN"))
     d = check(replace(v, duplicate=False), t.limits, t.breakers, exiting=True)
     if not d.allowed: return blocked_exit(t, sym, d.code, ts, {"purpose": a.purpose.value, "text": d.text, "numbers": numbers_of(d)}, out)
-    intent = t.orders.next_intent(ts=ts, sym=sym, symbol=ins.symbol, side=a.side, purpose=a.purpose, qty=a.qty, type=a.type, limit=a.limit, stop=a.stop,
-                                  tif=a.tif, ref_px=ref, parent=t.held[sym].entry_id, reason=a.reason, oco=a.oco)
+    intent = t.orders.next_intent(ts=ts, sym=sym, symbol=ins.symbol, side=a.side, purpose=a.purpose, qty=a.qty, type=a.type,
+                                  limit=a.limit, stop=a.stop, tif=a.tif, ref_px=ref, parent=t.held[sym].entry_id, reason=a.reason, oco=a.oco)
     broken = t.setup.rules[sym].check(intent, ins)
     if broken: return blocked_exit(t, sym, "venue_rule", ts, {"violations": [str(b) for b in broken]}, out)
     t.exit_blocks.pop(sym, None)
@@ -386,7 +389,7 @@ def act(t: Trader, sym: int, a: ExitAction, ts: int, out: list[Command]) -> None
 # %% ../../nbs/trader/10_core.ipynb #a62d7c4f
 def backstop(t: Trader, sym: int, qty: Decimal, h: Held) -> float:
     "Price at which the local stop acts: the stop itself while none works at the venue, else where the venue's would have failed; NaN = never."
-    stops = [o for o in t.orders.working(sym) if o.intent.purpose is Purpose.STOP and o.state in (OrderState.OPEN, OrderState.PARTIAL) and not o.cancel_ts]
+    stops = [o for o in t.orders.working(sym) if o.intent.purpose is Purpose.STOP and o.state in LIVE_AT_VENUE and not o.cancel_ts]
     if sum((o.leaves for o in stops), Decimal(0)) < abs(qty): return float(h.stop)
     limit = stops[0].intent.limit
     return math.nan if limit is None else float(limit)
@@ -412,8 +415,8 @@ def sync(t: Trader, sym: int, ts: int, out: list[Command]) -> None:
     qty = t.book.qty(sym)
     if qty == 0 and sym in t.held: released(t, sym, ts)
     h = holding(t, sym, ts, qty) if qty else None
-    entry_id = h.entry_id if h else ""
-    for a in plan_exits(exit_view(sym, qty, t, h, ts), t.orders.family(sym, entry_id), t.setup.exits, t.setup.caps, round_fn(t, sym)): act(t, sym, a, ts, out)
+    family = t.orders.family(sym, h.entry_id if h else "")
+    for a in plan_exits(exit_view(sym, qty, t, h, ts), family, t.setup.exits, t.setup.caps, round_fn(t, sym)): act(t, sym, a, ts, out)
     if h: arm(t, sym, qty, h)
     else: disarm(t, sym, bool(t.orders.working(sym)))
     block(t, sym, ts)
@@ -462,8 +465,8 @@ def released(t: Trader, sym: int, ts: int) -> None:
 def exit_view(sym: int, qty: Decimal, t: Trader, h: Held | None, ts: int) -> ExitView:
     "What the exit planner looks at."
     row = t.scanner.book[sym]
-    return ExitView(sym=sym, qty=qty, entry_px=t.book.avg_px(sym), entry_id=h.entry_id if h else "", bid=float(row["bid_px"][0]), ask=float(row["ask_px"][0]),
-                    ts=ts, trigger=h.trigger if h else "")
+    return ExitView(sym=sym, qty=qty, entry_px=t.book.avg_px(sym), entry_id=h.entry_id if h else "", bid=float(row["bid_px"][0]),
+                    ask=float(row["ask_px"][0]), ts=ts, trigger=h.trigger if h else "")
 
 def close(t: Trader, sym: int, reason: str, ts: int, out: list[Command]) -> None:
     "Start closing a position, or keep closing it for the first reason given."
@@ -558,7 +561,8 @@ def tick_timers(t: Trader, ts: int, out: list[Command]) -> None:
     if ts >= t.timers.window: roll_window(t, ts)
     if ts >= t.timers.exposed: watch_exposed(t, ts, out)
     if ts >= t.timers.equity:
-        mark(t, ts, out, note=True)
+        mark(t, ts, out, note=bool(t.held) or t.curve_open)
+        t.curve_open = bool(t.held)
         t.timers.equity = ts - ts % EQUITY_NS + EQUITY_NS
         switch(t, out)
 
@@ -654,7 +658,8 @@ def on_started(t: Trader, e: Started, out: list[Command]) -> None:
     t.scanner.g["now"] = max(t.now, e.ts)
     t.start_equity = t.start_equity or e.broker.account.equity
     t.peak_equity = max(t.peak_equity, t.start_equity)
-    t.scanner.sym["allow"] = [LONG_OK | (SHORT_OK if t.params.allow_short and i.shortable and t.setup.caps.short else 0) for i in t.setup.universe.instruments]
+    shorts = t.params.allow_short and t.setup.caps.short
+    t.scanner.sym["allow"] = [LONG_OK | (SHORT_OK if shorts and i.shortable else 0) for i in t.setup.universe.instruments]
     t.orders.recover(e.ts)
     compare(t, e.broker, e.ts, out, starting=True)
     roll_window(t, e.ts)
@@ -668,7 +673,8 @@ def on_started(t: Trader, e: Started, out: list[Command]) -> None:
 
 def compare(t: Trader, b: BrokerState, ts: int, out: list[Command], starting: bool) -> None:
     "Reconcile with the broker: count what we missed, ask for what is open, refuse on a difference."
-    r = reconcile(list(t.orders.orders.values()), {t.setup.universe[s].symbol: t.book.qty(s) for s in range(len(t.setup.universe)) if t.book.qty(s)}, b)
+    ours = {t.setup.universe[s].symbol: t.book.qty(s) for s in t.book.open_syms()}
+    r = reconcile(list(t.orders.orders.values()), ours, b, advance=lambda o, u: step(o, u)[0])
     for u in r.evidence:
         got = t.orders.on_update(u)
         if got.fill is not None: booked(t, got.fill, ts, out)
@@ -677,12 +683,14 @@ def compare(t: Trader, b: BrokerState, ts: int, out: list[Command], starting: bo
         if t.orders.ask(client_id, ts): out.append(Query(client_id))
     if starting: t.unresolved = set(r.unresolved)
     if starting or r.evidence or r.differences:
-        out.append(Note("reconcile", {"evidence": len(r.evidence), "unresolved": list(r.unresolved), "differences": [d.text for d in r.differences], "starting": starting}))
+        out.append(Note("reconcile", {"evidence": len(r.evidence), "unresolved": list(r.unresolved), "starting": starting,
+                                      "differences": [d.text for d in r.differences]}))
     if r.differences and starting:
         out.append(Halt("the broker's books differ from ours, nothing is traded:\n" + explain(r), ok=False))
         t.halted = True
-    elif r.differences:
-        t.breakers.trip("reconcile", ts, "books differ: " + "; ".join(d.text for d in r.differences))
+    seen = frozenset(d.text for d in r.differences)
+    if not starting and seen & t.differed: t.breakers.trip("reconcile", ts, "books differ: " + "; ".join(sorted(seen & t.differed)))
+    t.differed = seen
     if starting: t.reconciled = not r.differences and not r.unresolved
 
 # %% ../../nbs/trader/10_core.ipynb #34b358f7
@@ -765,8 +773,8 @@ def finish(t: Trader, out: list[Command]) -> None:
         out.append(Halt(f"stopped: {t.stopping}", ok=flat))
 
 # %% ../../nbs/trader/10_core.ipynb #87fb4369
-SETTABLE = {"strategy": ("lower", "upper", "depth_multiplier", "confirm_levels", "hold_ms", "hold_rows", "max_spread_bps", "min_gradient", "cooldown_s", "rest_s",
-                         "decision_window_ms", "exit_on_opposite"),
+SETTABLE = {"strategy": ("lower", "upper", "depth_multiplier", "confirm_levels", "hold_ms", "hold_rows", "max_spread_bps", "min_gradient",
+                         "cooldown_s", "rest_s", "decision_window_ms", "exit_on_opposite"),
             "risk": tuple(RiskLimits.model_fields)}
 
 def changed(model: BaseModel, name: str, value: Any) -> BaseModel:
@@ -793,7 +801,8 @@ HANDLERS: dict[type, Any] = {Started: on_started, Depth: on_depth, Clock: on_clo
 def snapshot(t: Trader) -> dict[str, Any]:
     "JSON-able state that survives a restart."
     return {"orders": t.orders.snapshot(), "book": t.book.snapshot(), "breakers": t.breakers.snapshot(),
-            "fees": [led.snapshot() for led in t.ledgers.values()], "trades_today": t.trades_today, "signals": list(t.signals), "losses_row": t.losses_row, "paused": t.paused,
+            "fees": [led.snapshot() for led in t.ledgers.values()], "trades_today": t.trades_today, "signals": list(t.signals),
+            "losses_row": t.losses_row, "paused": t.paused,
             "start_equity": str(t.start_equity), "peak_equity": str(t.peak_equity), "now": t.now, "rows": t.cursor,
             "limits": t.limits.model_dump(mode="json"), "params": t.params.model_dump(mode="json"),
             "held": {str(s): [h.entry_id, h.entry_ts, h.exit_by, h.trigger] for s, h in t.held.items()},

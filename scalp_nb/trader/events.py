@@ -8,7 +8,6 @@ __all__ = ['Event', 'Command', 'Started', 'Depth', 'Clock', 'Evidence', 'Account
 
 # %% ../../nbs/trader/00_events.ipynb #cc0b7c35
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import Any
 
 from ..broker.base import Account, BrokerState

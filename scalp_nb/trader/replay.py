@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ReplayResult', 'said', 'drain_rows', 'handled', 'Incarnation', 'incarnations', 'relive', 'differs', 'replay_run',
-           'account_of']
+           'config_of', 'account_of', 'first_difference']
 
 # %% ../../nbs/trader/14_replay.ipynb #c78b5c6d
 from collections.abc import Iterable, Iterator
@@ -64,7 +64,8 @@ class Incarnation:
     "One life of a session, as its journal has it."
     events: list[tuple[int, Event]]                 # (cursor, event)
     said: list[tuple[int, str, dict[str, Any]]]     # (seq, kind, data) of commands and notes
-    end: tuple[int, int]                            # cursor and time of its last record
+    config: dict[str, Any]                          # the configuration it ran with
+    end: tuple[int, int] = (0, 0)                   # cursor and time of its last record
     clean: bool = False                             # ended by itself
 
 def incarnations(
@@ -75,7 +76,7 @@ def incarnations(
     for r in records:
         if r.kind == "run:begin":
             if life: yield life
-            life = Incarnation([], [], (0, 0))
+            life = Incarnation([], [], payload(r)["config"])
         if life is None: raise DataError("first record of the journal", r.kind, "run:begin", "replay a whole run")
         life.end = (max(r.cursor, life.end[0]), max(r.ts, life.end[1]))
         if r.kind.startswith("event:"): life.events.append((r.cursor, payload(r)))
@@ -101,7 +102,8 @@ def relive(
 def differs(life: Incarnation, told: Iterable[tuple[str, dict[str, Any]]]) -> tuple[int, str]:
     "First difference: (seq, words); (0, '') when all is equal. A life cut short may have said more than was written."
     for old, new in zip_longest(life.said, told):
-        if old is None: return (0, "") if not life.clean else (life.said[-1][0] if life.said else 0, f"replay says more: {new}")
+        if old is None and not life.clean: return 0, ""
+        if old is None: return life.said[-1][0] if life.said else 0, f"replay says more: {new}"
         if new is None or (old[1], old[2]) != new: return old[0], f"journal {old[1]} {old[2]}; replay {new}"
     return 0, ""
 
@@ -115,19 +117,34 @@ def replay_run(
     lives = list(incarnations(store.records()))
     begin = next(store.records())
     info = payload(begin)
-    cfg = load_config(RunConfig, None, {**info["config"], **({"data": {**info["config"]["data"], "recording": str(recording)}} if recording else {})})
-    market = load_market(cfg)
+    market = load_market(config_of(lives[0], recording))
     if market.content != info["content"]:
-        raise DataError("content of the recording", market.content[:12], info["content"][:12], "give the recording the run was made on with --recording")
+        raise DataError("content of the recording", market.content[:12], info["content"][:12], "name the recording the run was made on")
     said_all = events = 0
     for life in lives:
-        seq, words = differs(life, relive(life, market, cfg))
+        seq, words = differs(life, relive(life, market, config_of(life, recording)))
         said_all, events = said_all + len(life.said), events + len(life.events)
         if words: return ReplayResult(said_all, events, words, seq)
     return ReplayResult(said_all, events, "")
+
+def config_of(
+    life: Incarnation,  # one life of a session
+    recording: Path | None,  # where the recording is now; None = where it was
+) -> RunConfig:
+    "The configuration an incarnation ran with."
+    data = {**life.config["data"], **({"recording": str(recording)} if recording else {})}
+    return load_config(RunConfig, None, {**life.config, "data": data})
 
 def account_of(
     run_dir: Path,  # folder of a run
 ) -> str:  # account alias
     "The account a run traded, from its configuration."
     return load_config(RunConfig, run_dir / "config.yaml").run.account
+
+def first_difference(
+    run_dir: Path,  # folder of a run
+    recording: Path | None = None,  # where the recording is now
+) -> str:  # "" when the replay gives the same commands
+    "What `scalp replay` prints."
+    r = replay_run(run_dir, recording)
+    return "" if r.ok else f"record {r.seq}: {r.first}"

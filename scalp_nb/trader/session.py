@@ -5,22 +5,26 @@
 # %% auto #0
 __all__ = ['WORTH_A_STATE', 'COMMIT_S', 'SLICE', 'EXIT_OK', 'EXIT_NOT_FLAT', 'EXIT_CONFIG', 'EXIT_REFUSED', 'EXIT_FAILED',
            'EXITS', 'correlation', 'fill_of', 'StoreLedger', 'picture', 'bounds_of', 'Run', 'preload', 'resume_row',
-           'begin', 'venue_clock', 'tell', 'request', 'stop', 'interruptions', 'lease_ended', 'trade', 'drain',
-           'finish', 'run_session', 'failed', 'close', 'main']
+           'begin', 'venue_clock', 'tell', 'write_log', 'request', 'stop', 'interruptions', 'lease_ended', 'heard',
+           'trade', 'drain', 'finish', 'run_session', 'failed', 'close', 'arguments', 'configured', 'main']
 
 # %% ../../nbs/trader/13_session.ipynb #29fbcb5a
+import argparse
 import json
 import os
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from ..broker.base import Broker
 from ..broker.paper import PaperBroker
@@ -30,8 +34,8 @@ from ..feed.replay import replay
 from ..order.types import Fill, Purpose, Side
 from .config import load_config, provenance
 from .control import Bound, ControlServer, Mailbox, make_app, new_token
-from .core import NEVER, SETTABLE, Trader, equity, exposure, snapshot
-from .events import Cancel, Command, Control, Event, Evidence, Halt, Note, Started, Submit
+from .core import SETTABLE, Trader, TraderError, equity, exposure, snapshot
+from .events import Cancel, Command, Control, Event, Evidence, Halt, Note, Reconciled, Submit
 from .lease import LeaseEnd, LeaseWatch, adopt, announce, kill_seen, read_kill
 from .logs import configure_logging, get_logger
 from .runner import Runner
@@ -51,7 +55,8 @@ def fill_of(n: Note, trader: Trader) -> Fill:
     "The fill a note tells of, as the tables keep it."
     d = n.data
     sym = trader.setup.universe.index(d["symbol"])
-    return Fill(d["ts"], d["id"], d["exec_id"], d["symbol"], sym, Side[d["side"]], Purpose(d["purpose"]), Decimal(d["qty"]), Decimal(d["px"]), Decimal(d["ref_px"]))
+    qty, px, ref = (Decimal(d[k]) for k in ("qty", "px", "ref_px"))
+    return Fill(d["ts"], d["id"], d["exec_id"], d["symbol"], sym, Side[d["side"]], Purpose(d["purpose"]), qty, px, ref)
 
 # %% ../../nbs/trader/13_session.ipynb #f62509c2
 class StoreLedger:
@@ -98,10 +103,11 @@ def picture(
 ) -> dict[str, Any]:  # JSON-able
     "The session as the panel and the command line show it."
     names = t.setup.universe
-    positions = [{"symbol": names[s].symbol, "qty": str(t.book.qty(s)), "avg_px": str(t.book.avg_px(s)), "stop": str(h.stop), "target": str(h.target),
-                  "closing": h.trigger} for s, h in t.held.items()]
+    positions = [{"symbol": names[s].symbol, "qty": str(t.book.qty(s)), "avg_px": str(t.book.avg_px(s)), "stop": str(h.stop),
+                  "target": str(h.target), "closing": h.trigger} for s, h in t.held.items()]
     orders = [{"id": o.intent.id, "symbol": o.intent.symbol, "side": o.intent.side.name, "purpose": o.intent.purpose.value, "qty": str(o.intent.qty),
-               "filled": str(o.filled), "limit": str(o.intent.limit), "stop": str(o.intent.stop), "state": o.state.value} for o in t.orders.working()]
+               "filled": str(o.filled), "limit": str(o.intent.limit), "stop": str(o.intent.stop), "state": o.state.value}
+              for o in t.orders.working()]
     return {"phase": phase, "event_ts": t.now, "rows": t.cursor, "rows_total": total, "equity": float(equity(t)), "start_equity": float(t.start_equity),
             "cash": float(t.book.cash), "fees": float(t.book.fees), "realised": float(t.book.realised), "gross_exposure": exposure(t),
             "trades_today": t.trades_today, "entries": t.entries_code == "", "entries_code": t.entries_code, "paused": t.paused,
@@ -124,7 +130,9 @@ class Run:
         self.cfg, self.dir, self.lease, self.ready = cfg, run_dir, lease, ready
         self.mail, self.phase, self.seen = Mailbox(), "starting", ""
         self.picture: dict[str, Any] = {"phase": "starting"}
-        self.recent: list[dict[str, Any]] = []   # the last records, for the stream
+        self.recent: deque[dict[str, Any]] = deque(maxlen=2000)   # the last records, for the stream
+        self.told = 0                                             # records told so far
+        self.lines: list[tuple[str, dict[str, Any]]] = []         # log lines that wait for a quiet moment
         self.log = get_logger("session")
 
     market: Market
@@ -158,7 +166,8 @@ def begin(run: Run) -> None:
     cfg = run.cfg
     refuse_live(cfg)
     run.market = load_market(cfg)
-    run.store = Store.open(cfg.store.url or run.dir / "store.db", cfg.run.account, run=run.dir.name, hook=crash_hook_from_env(), lock_dir=run.dir.parent)
+    where = cfg.store.url or run.dir / "store.db"
+    run.store = Store.open(where, cfg.run.account, run=run.dir.name, hook=crash_hook_from_env(), lock_dir=run.dir.parent)
     recovered = run.store.get_state("trader")
     setup, note = setup_for(cfg, run.market)
     run.store.append("run:begin", int(run.market.rows["recv"][0]), {
@@ -169,7 +178,8 @@ def begin(run: Run) -> None:
     run.start_row = resume_row(run.market.rows, recovered, venue_clock(run.runner.broker))
     if run.start_row: preload(run.runner.trader, run.market.rows[:run.start_row])
     run.store.commit(sync=True)
-    run.runner.start(max(int(run.market.rows["recv"][min(run.start_row, len(run.market.rows) - 1)]), run.runner.trader.now), recovered)
+    first = int(run.market.rows["recv"][min(run.start_row, len(run.market.rows) - 1)])
+    run.runner.start(max(first, run.runner.trader.now), recovered)
     run.store.commit(sync=True)
 
 def venue_clock(broker: Broker) -> int:
@@ -178,17 +188,23 @@ def venue_clock(broker: Broker) -> int:
     return max((u.ts for u in broker.venue.fills), default=0)
 
 def tell(run: Run, kind: str, data: dict[str, Any]) -> None:
-    "One line in the log, one entry in the stream."
-    run.log.info(kind, **{k: v for k, v in data.items() if k not in ("event", "kind")})
-    run.recent.append({"seq": run.store.boundary, "kind": kind, "ts": run.runner.trader.now, **data})
-    del run.recent[:-1000]
+    "An entry in the stream now; its line in the log when there is time for it, because a line costs as much as a decision."
+    run.told += 1
+    run.recent.append({"seq": run.told, "kind": kind, "ts": run.runner.trader.now, **data})
+    run.lines.append((kind, data))
+
+def write_log(run: Run) -> None:
+    "Write the log lines that wait."
+    for kind, data in run.lines: run.log.info(kind, **{k: v for k, v in data.items() if k not in ("event", "kind")})
+    run.lines.clear()
 
 # %% ../../nbs/trader/13_session.ipynb #2c229438
 def request(run: Run, action: str, who: str, **args: Any) -> None:
     "Put a control event to the trader; a refused request is journalled with its reason, never raised into the loop."
     event = Control(run.runner.trader.now, action, who, args)
     try: run.runner.send(event)
-    except ScalpError as e: run.store.append("run:refused", event.ts, {"action": action, "who": who, "reason": str(e)}, cursor=run.runner.trader.cursor)
+    except (ConfigError, TraderError) as e:
+        run.store.append("run:refused", event.ts, {"action": action, "who": who, "reason": str(e)}, cursor=run.runner.trader.cursor)
 
 def stop(run: Run, policy: str, who: str, why: str) -> None:
     "Begin to end the session."
@@ -209,12 +225,17 @@ def interruptions(run: Run) -> None:
     end = run.lease.check() if run.lease and run.phase != "stopping" else None
     if end is not None: lease_ended(run, end)
     run.picture = picture(run.runner.trader, run.phase, len(run.market.rows))
+    write_log(run)
 
 def lease_ended(run: Run, end: LeaseEnd) -> None:
     "Whoever held the session let go: with a word it is a request to stop, without one the configured policy applies."
     stop(run, run.cfg.session.on_lease_lost if end.lost else "flatten", "lease", end.reason)
 
 # %% ../../nbs/trader/13_session.ipynb #e18cc224
+def heard(run: Run, number: int) -> None:
+    "A signal is a request like any other."
+    run.mail.post("stop", f"signal {signal.Signals(number).name}", {})
+
 COMMIT_S = 0.25      # how often records that carry no order are written
 SLICE = 8192         # rows between two looks at the mailbox
 
@@ -242,15 +263,18 @@ def drain(run: Run) -> None:
     if run.runner.halted is None: request(run, "stop", "session", policy="hold", reason="drain timed out")
 
 def finish(run: Run) -> int:
-    "Journal how it ended; returns the exit status."
+    "A last look at the broker's books, then how it ended; returns the exit status."
     t, h = run.runner.trader, run.runner.halted
-    ok = bool(h and h.ok)
+    if t.reconciled: run.runner.send(Reconciled(t.now, run.runner.broker.state(t.now)))
     flat = not t.book.open_syms() and not t.orders.working()
+    ok = bool(h and h.ok) and flat and not t.differed
     run.phase = "done"
     run.picture = picture(t, "done", len(run.market.rows))
-    run.store.append("run:end", t.now, {"ok": ok, "flat": flat, "reason": h.reason if h else "no halt", "rows": t.cursor, "equity": str(equity(t)),
-                                        "start_equity": str(t.start_equity)}, cursor=t.cursor)
+    why = h.reason if h else "no halt"
+    run.store.append("run:end", t.now, {"ok": ok, "flat": flat, "reason": why, "rows": t.cursor, "equity": str(equity(t)),
+                                        "differences": sorted(t.differed), "start_equity": str(t.start_equity)}, cursor=t.cursor)
     run.store.commit(sync=True)
+    write_log(run)
     return EXIT_OK if ok else EXIT_REFUSED if h and not t.reconciled and t.stopping == "" else EXIT_NOT_FLAT
 
 # %% ../../nbs/trader/13_session.ipynb #8bd8004a
@@ -267,13 +291,13 @@ def run_session(
     "Run a session to its end."
     run = Run(cfg, run_dir, lease, ready)
     token = new_token()
-    server = ControlServer(make_app(lambda: run.picture, run.mail.post, lambda after: [r for r in run.recent if r["seq"] > after], token, bounds_of()),
-                           run_dir, token, run_dir.name)
+    app = make_app(lambda: run.picture, run.mail.post, lambda after: [r for r in list(run.recent) if r["seq"] > after], token, bounds_of())
+    server = ControlServer(app, run_dir, token, run_dir.name)
+    for sig in (signal.SIGTERM, signal.SIGINT): signal.signal(sig, lambda n, _: heard(run, n))
     try:
         begin(run)
         server.start()
         announce(ready, server.port)
-        for sig in (signal.SIGTERM, signal.SIGINT): signal.signal(sig, lambda n, _: run.mail.post("stop", f"signal {signal.Signals(n).name}", {}) and None)
         if run.runner.halted is None: trade(run)
         if run.runner.halted is None: drain(run)
         return finish(run)
@@ -297,18 +321,39 @@ def close(run: Run) -> None:
     if hasattr(run, "runner"): run.runner.broker.close(run.runner.trader.now)
     if hasattr(run, "store"): run.store.close()
 
+def arguments(
+    argv: Sequence[str] | None,  # None = the process's own
+) -> argparse.Namespace:
+    "Command line of the session process."
+    p = argparse.ArgumentParser(prog="python -m scalp_nb.trader.session", description="Run a trading session to its end.")
+    p.add_argument("config", type=Path, help="YAML file of the run")
+    p.add_argument("run_dir", type=Path, nargs="?", help="folder of the run; an existing one is resumed (default: a new one under run.out_dir)")
+    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override one value, such as risk.max_trades_per_day=3")
+    return p.parse_args(argv)
+
+def configured(
+    config: Path,  # YAML file
+    sets: Sequence[str],  # NAME=VALUE, the value as YAML
+) -> RunConfig:
+    "The run's configuration with the overrides of the command line."
+    pairs = [x.partition("=") for x in sets]
+    for name, eq, _ in pairs:
+        if not name or not eq: raise ConfigError("--set", name, "NAME=VALUE", "write --set risk.max_trades_per_day=3")
+    return load_config(RunConfig, config, {name: yaml.safe_load(value) for name, _, value in pairs})
+
+# %% ../../nbs/trader/13_session.ipynb #22f2ae34
 def main(
-    argv: Sequence[str] | None = None,  # [CONFIG.yaml, RUN_DIR]; None = the process's own
+    argv: Sequence[str] | None = None,  # None = the process's own
 ) -> int:  # exit status
-    "`python -m scalp_nb.trader.session CONFIG RUN_DIR`: the process the live notebook starts."
-    args = list(sys.argv[1:] if argv is None else argv)
-    if len(args) != 2:
-        print("usage: python -m scalp_nb.trader.session CONFIG.yaml RUN_DIR", file=sys.stderr)
-        return EXIT_CONFIG
-    run_dir = Path(args[1])
+    "The process the live notebook and `scalp run` start."
+    args = arguments(argv)
     try:
+        cfg = configured(args.config, args.set)
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        run_dir: Path = args.run_dir or cfg.run.out_dir / f"{cfg.run.name}-{stamp}"
         run_dir.mkdir(parents=True, exist_ok=True)
-        cfg = load_config(RunConfig, Path(args[0]))
+        kept = run_dir / "config.yaml"
+        if not kept.exists(): kept.write_text(yaml.safe_dump(json.loads(cfg.model_dump_json())))
         configure_logging(run_dir / "session.log", run_dir.name)
         lease, ready = adopt(os.environ, cfg.session.lease_timeout_s)
     except (ScalpError, OSError) as e:

@@ -10,7 +10,6 @@ __all__ = ['ZONES', 'MINUTE', 'VenueSection', 'RunConfig', 'paper_config', 'refu
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
@@ -18,20 +17,19 @@ from zoneinfo import ZoneInfo
 import numpy as np
 from pydantic import Field, model_validator
 
-from ..broker.paper import PaperBroker, PaperConfig, alpaca_like, angel_like
+from ..broker.paper import PaperBroker, PaperConfig, alpaca_like, angel_like, caps_of
 from ..feed.calendar import Session, session_for, trading_day
 from ..feed.depth import LEVELS, Rows, empty_depth
 from ..feed.errors import ConfigError, DataError
 from ..feed.health import HealthConfig
 from ..feed.instrument import Capabilities, Universe
 from ..order.exits import ExitConfig
-from ..order.fees import FeeLedger, FeeSchedule, fees_for
-from ..order.rules import VenueRules, rules_for
-from ..order.types import Fill
+from ..order.fees import FeeLedger, fees_for
+from ..order.rules import rules_for
 from ..risk.limits import RiskLimits
 from ..risk.sizing import SizingConfig
 from ..strategy.pressure import PressureParams, Window, resolve
-from .config import DataSection, LiveMoney, RunSection, Section, SessionSection, StoreSection, live_phrase, require_live, span_ns
+from .config import DataSection, LiveMoney, RunSection, Section, SessionSection, StoreSection, require_live, span_ns
 from .core import Setup, Trader
 from .runner import Ledger, Runner
 
@@ -168,11 +166,10 @@ def setup_for(
     rules = tuple(rules_for(cfg.venue.terms, i.venue, day, i.segment) for i in uni.instruments)
     fees = tuple(fees_for(cfg.venue.terms, i.venue, day, i.segment, cfg.venue.plan) for i in uni.instruments)
     widest = max(sessions, key=lambda s: s.continuous_close_ts)
-    from scalp_nb.broker.paper import caps_of
-    return Setup(account=cfg.run.account, strategy=cfg.strategy.name, params=params, limits=cfg.risk, sizing=cfg.sizing, exits=cfg.exits, health=cfg.health,
-                 universe=uni, sessions=sessions, rules=rules, fees=fees, caps=caps_of(paper_config(cfg)),
-                 windows=entry_windows(params.windows, widest, cfg.risk), day=(min(s.open_ts for s in sessions) - 6 * 60 * MINUTE, widest.close_ts + 8 * 60 * MINUTE),
-                 restricted=frozenset(cfg.restricted)), note
+    span = min(s.open_ts for s in sessions) - 6 * 60 * MINUTE, widest.close_ts + 8 * 60 * MINUTE
+    return Setup(account=cfg.run.account, strategy=cfg.strategy.name, params=params, limits=cfg.risk, sizing=cfg.sizing, exits=cfg.exits,
+                 health=cfg.health, universe=uni, sessions=sessions, rules=rules, fees=fees, caps=caps_of(paper_config(cfg)),
+                 windows=entry_windows(params.windows, widest, cfg.risk), day=span, restricted=frozenset(cfg.restricted)), note
 
 def paper_run(
     cfg: RunConfig,  # a run's configuration

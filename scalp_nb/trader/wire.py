@@ -29,11 +29,12 @@ def _build_step(loop: Callable[..., int], stamp: str) -> Callable[..., int]:
     rows_t, no_length, no_token, size = DEPTH, PACKET_LENGTH, PACKET_TOKEN, PACKET_BYTES
     @njit(cache=True, nogil=True, error_model="numpy")
     def step(wire, packet, recv, until):  # type: ignore[no-untyped-def]
-        version = stamp
+        version = stamp  # noqa: F841
         if len(packet) != size: return no_length
         w = carray(_pointer(wire), 6, np.int64)
         addr = _address(packet)
-        sym = find_sym(carray(_pointer(w[2]), w[4], np.int64), carray(_pointer(w[3]), w[4], np.int32), token_key(addr))
+        keys, syms = carray(_pointer(w[2]), w[4], np.int64), carray(_pointer(w[3]), w[4], np.int32)
+        sym = find_sym(keys, syms, token_key(addr))
         if sym < 0: return no_token
         status = decode_into(addr, size, carray(_pointer(w[1]), 1, rows_t), 0, sym, recv)
         if status < 0: return status
@@ -55,7 +56,8 @@ class Wire:
         self.trader, self.row, table = trader, empty_depth(1), token_table(trader.setup.universe)
         self.table, self.bad = table, 0
         reason = trader.scanner.glob.ctypes.data + GLOBAL.fields["reason"][1]  # type: ignore[index]
-        self._wire = np.array([trader.scanner.ctx, self.row.ctypes.data, table.keys.ctypes.data, table.syms.ctypes.data, len(table.keys), reason], np.int64)
+        self._wire = np.array([trader.scanner.ctx, self.row.ctypes.data, table.keys.ctypes.data, table.syms.ctypes.data,
+                               len(table.keys), reason], np.int64)
         self.address = int(self._wire.ctypes.data)
 
     def on_packet(self, packet: bytes, recv: int) -> Sequence[Command]:
