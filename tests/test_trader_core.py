@@ -270,3 +270,16 @@ def test_handle_is_pure_the_block_is_not_written():
     before = rows.tobytes()
     r.trader.handle(Depth(rows, 0))
     assert rows.tobytes() == before
+
+
+@pytest.mark.parametrize("breaker,limit", [("daily_loss", {"risk.max_daily_loss_pct": 0.0001}), ("drawdown", {"risk.max_drawdown_pct": 0.0001})])
+def test_a_loss_breaker_trips_on_the_row_that_breaks_it_and_closes(breaker, limit):
+    rows, uni = synthetic()
+    r = run_all(config(**{"sizing.fixed_qty": 50, "paper": {"cash": 500_000}} | limit), rows, uni)
+    trips = notes(r, "trip")
+    assert [x["breaker"] for x in trips][:1] == [breaker]
+    when = next(ts for ts, c in said(r) if isinstance(c, Note) and c.kind == "trip")
+    assert not [c for ts, c in said(r) if ts > when and isinstance(c, Submit) and c.intent.purpose is Purpose.ENTRY]
+    assert r.halted is not None and r.halted.ok
+    exits = [x["reason"] for x in notes(r, "exit")]
+    assert breaker in exits or not [x for x in notes(r, "round_trip") if x["exit_ts"] > when + 5_000_000_000]

@@ -53,7 +53,7 @@ def health_params(
             "max_lag_ns": cfg.max_lag_ms * MS, "check_seq": int(cfg.check_sequence), "day_from": day_from, "day_to": day_to}
 
 # %% ../../nbs/feed/08_health.ipynb #9179ca21
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def book_bits(r) -> int:  # type: ignore[no-untyped-def]
     "Momentary health of one row's book: crossed, locked, one-sided, halted, lagging is added by the caller."
     bid, ask = r.bid_px[0], r.ask_px[0]
@@ -64,7 +64,7 @@ def book_bits(r) -> int:  # type: ignore[no-untyped-def]
     return bits | HALT if r.flags & 6 else bits
 
 # %% ../../nbs/feed/08_health.ipynb #e4d005e5
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def take_row(r, s, p) -> int:  # type: ignore[no-untyped-def]
     "Decide whether row `r` counts for symbol state `s` under limits `p`; updates the health of `s`."
     if r.ts < p.day_from or r.ts >= p.day_to:

@@ -97,6 +97,7 @@ class _Lookup(_Registry):
             live[key] = order
             return
         live.pop(key, None), self._asked.pop(key, None), self._told.pop(key, None)
+        if not live: del self._live[order.intent.sym]  # a quiet symbol costs nothing in `working` and `next_deadline`
 
     def order(self, client_id: str) -> Order:
         "The order with this id; refuses one that was never accepted."
@@ -106,7 +107,8 @@ class _Lookup(_Registry):
     def working(self, sym: int | None = None) -> tuple[Order, ...]:
         "Live orders of a symbol, or of all, in decision order."
         books = self._live.values() if sym is None else (self._live.get(sym, {}),)
-        return tuple(sorted((o for b in books for o in b.values()), key=lambda o: o.intent.seq))
+        found = [o for b in books for o in b.values()]
+        return tuple(found if len(found) < 2 else sorted(found, key=lambda o: o.intent.seq))
 
     def family(self, sym: int, entry_id: str) -> tuple[Order, ...]:
         "Live orders of a symbol and every order, finished ones too, placed for one entry: what `plan_exits` reads."

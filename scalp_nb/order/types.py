@@ -7,7 +7,6 @@ __all__ = ['TERMINAL', 'LIVE', 'OrderError', 'Side', 'OrderType', 'Tif', 'Purpos
            'Intent', 'Update', 'Fill', 'Order']
 
 # %% ../../nbs/order/00_types.ipynb #539cb975
-import base64
 import hashlib
 from dataclasses import dataclass
 from decimal import Decimal
@@ -85,11 +84,11 @@ def intent_id(
     purpose: Purpose,  # why the order exists
     seq: int,  # decision sequence number of the account, never reused
     width: int = 26,  # characters; at most 19 for Angel One's ordertag
-) -> str:  # lower-case base32 of SHA-256, `width` characters
+) -> str:  # first `width` hexadecimal digits of SHA-256; 19 of them are 76 bits
     "Deterministic client order id of one decision."
     if not 12 <= width <= 52: raise OrderError("intent id width", width, "12..52 characters")
     key = "\x1f".join((account, strategy, symbol, side.name, purpose.value, str(seq)))
-    return base64.b32encode(hashlib.sha256(key.encode()).digest()).decode().lower()[:width]
+    return hashlib.sha256(key.encode()).hexdigest()[:width]
 
 # %% ../../nbs/order/00_types.ipynb #aa81e48e
 @dataclass(frozen=True, slots=True)

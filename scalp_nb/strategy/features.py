@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEATURE_FIELDS', 'FEATURE_PARAMS', 'depth_sum', 'share', 'dominance', 'ratio', 'mid', 'microprice', 'spread_bps',
-           'confirmed', 'known', 'ofi', 'fade', 'blend', 'order_size', 'clear', 'update_foot', 'update_vol', 'update']
+           'confirmed', 'known', 'ofi', 'fade', 'blend', 'order_size', 'clear', 'update_foot', 'update_gradient',
+           'update_vol', 'update', 'derive']
 
 # %% ../../nbs/strategy/00_features.ipynb #9acbef3e
 import math
@@ -12,7 +13,7 @@ import math
 from numba import njit
 
 # %% ../../nbs/strategy/00_features.ipynb #44d9f57f
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def depth_sum(qty, levels: int) -> float:  # type: ignore[no-untyped-def]
     "Displayed quantity over the first `levels` levels of one side."
     if levels == 5: return qty[0] + qty[1] + qty[2] + qty[3] + qty[4]
@@ -20,44 +21,44 @@ def depth_sum(qty, levels: int) -> float:  # type: ignore[no-untyped-def]
     for k in range(levels): total += qty[k]
     return total
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def share(buy: float, sell: float) -> float:
     "Buyers' share of quantity, 0..1; NaN when there is none or it is not known."
     total = buy + sell
     return buy / total if total > 0 else math.nan
 
 # %% ../../nbs/strategy/00_features.ipynb #6f98d7db
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def dominance(pressure: float) -> float:
     "Dominance of the stronger side in percent, 0..100."
     return abs(2.0 * pressure - 1.0) * 100.0
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def ratio(a: float, b: float) -> float:
     "a / b; infinite when only b is empty, NaN when both are."
     if b > 0: return a / b
     return math.inf if a > 0 else math.nan
 
 # %% ../../nbs/strategy/00_features.ipynb #b8b0f23e
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def mid(r) -> float:  # type: ignore[no-untyped-def]
     "Mean of best bid and ask, currency; NaN when a side is missing."
     return 0.5 * (r.bid_px[0] + r.ask_px[0])
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def microprice(r) -> float:  # type: ignore[no-untyped-def]
     "Mid weighted by the opposite side's best quantity, currency."
     b, a = r.bid_qty[0], r.ask_qty[0]
     return (r.bid_px[0] * a + r.ask_px[0] * b) / (a + b) if a + b > 0 else math.nan
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def spread_bps(r) -> float:  # type: ignore[no-untyped-def]
     "Best ask minus best bid in basis points of mid; NaN when a side is missing."
     m = mid(r)
     return (r.ask_px[0] - r.bid_px[0]) / m * 1e4 if m > 0 else math.nan
 
 # %% ../../nbs/strategy/00_features.ipynb #a35be7b3
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def confirmed(qty, other, levels: int, multiple: float) -> int:  # type: ignore[no-untyped-def]
     "At how many of the first `levels` depths cumulated `qty` exceeds `multiple` times `other`."
     a = b = 0.0
@@ -69,12 +70,12 @@ def confirmed(qty, other, levels: int, multiple: float) -> int:  # type: ignore[
     return n
 
 # %% ../../nbs/strategy/00_features.ipynb #2f9a30c0
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def known(px: float, missing: float) -> float:
     "The price, or `missing` where the level is not shown."
     return missing if math.isnan(px) else px
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def ofi(r, prev, levels: int) -> float:  # type: ignore[no-untyped-def]
     "Multi-level order-flow imbalance between two successive rows of a symbol, in quantity."
     e = 0.0
@@ -86,19 +87,19 @@ def ofi(r, prev, levels: int) -> float:  # type: ignore[no-untyped-def]
     return e
 
 # %% ../../nbs/strategy/00_features.ipynb #29fd5788
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def fade(dt_ns: float, tau_ns: float) -> float:
     "Weight of the past after dt_ns with time constant tau_ns."
     return tau_ns / (tau_ns + max(dt_ns, 0.0))
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def blend(old: float, new: float, keep: float) -> float:
     "Running average: `keep` of the old, the rest new; starts at the first value and skips NaN."
     if math.isnan(new): return old
     return new if math.isnan(old) else keep * old + (1.0 - keep) * new
 
 # %% ../../nbs/strategy/00_features.ipynb #0821033d
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def order_size(qty, orders, levels: int) -> float:  # type: ignore[no-untyped-def]
     "Average displayed order size of one side; NaN where orders are not counted."
     q = 0.0
@@ -115,10 +116,10 @@ FEATURE_FIELDS = [(n, "<f8") for n in (
     "foot_bid", "foot_ask", "base_bid", "base_ask", "vol", "traded")]
 FEATURE_PARAMS = [("levels", "<i8"), ("whole_book", "<i8"), ("tau_fast", "<f8"), ("tau_slow", "<f8"), ("tau_ofi", "<f8"),
                   ("tau_foot", "<f8"), ("tau_vol", "<f8"),
-                  ("want_flow", "<i8"), ("want_foot", "<i8"), ("want_vol", "<i8")]
+                  ("want_gradient", "<i8"), ("want_flow", "<i8"), ("want_foot", "<i8"), ("want_vol", "<i8")]
 
 # %% ../../nbs/strategy/00_features.ipynb #4b0065ff
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def clear(s) -> None:  # type: ignore[no-untyped-def]
     "State of a symbol that has not been seen: every feature unknown."
     s.mid = s.micro = s.spread_bps = s.pressure = s.strength = s.depth_ratio = math.nan
@@ -126,14 +127,21 @@ def clear(s) -> None:  # type: ignore[no-untyped-def]
     s.ofi = s.gradient = math.nan
     s.traded = s.bid_depth = s.ask_depth = 0.0
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def update_foot(s, r, p, dt: float) -> None:  # type: ignore[no-untyped-def]
     "Footprint of both sides, against the baseline before this row."
     bid, ask, keep = order_size(r.bid_qty, r.bid_orders, p.levels), order_size(r.ask_qty, r.ask_orders, p.levels), fade(dt, p.tau_foot)
     s.foot_bid, s.foot_ask = bid / s.base_bid, ask / s.base_ask
     s.base_bid, s.base_ask = blend(s.base_bid, bid, keep), blend(s.base_ask, ask, keep)
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
+def update_gradient(s, p, dt: float) -> None:  # type: ignore[no-untyped-def]
+    "Fast and slow running averages of pressure, and their difference."
+    s.p_fast = blend(s.p_fast, s.pressure, fade(dt, p.tau_fast))
+    s.p_slow = blend(s.p_slow, s.pressure, fade(dt, p.tau_slow))
+    s.gradient = s.p_fast - s.p_slow
+
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def update_vol(s, m: float, p, dt: float) -> None:  # type: ignore[no-untyped-def]
     "Running variance of the mid's return per second."
     if s.mid > 0 and m > 0 and dt > 0:
@@ -141,7 +149,7 @@ def update_vol(s, m: float, p, dt: float) -> None:  # type: ignore[no-untyped-de
         s.vol = blend(s.vol, ret * ret / (dt * 1e-9), fade(dt, p.tau_vol))
 
 # %% ../../nbs/strategy/00_features.ipynb #39aa3ada
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def update(s, r, prev, p, first: bool, dt: float) -> None:  # type: ignore[no-untyped-def]
     "All features of row `r` into state `s`; `dt` is ns since the symbol's previous row."
     m = mid(r)
@@ -154,10 +162,12 @@ def update(s, r, prev, p, first: bool, dt: float) -> None:  # type: ignore[no-un
         s.traded = max(0.0, r.volume - prev.volume)
     if p.want_foot: update_foot(s, r, p, dt)
     s.bid_depth, s.ask_depth = depth_sum(r.bid_qty, p.levels), depth_sum(r.ask_qty, p.levels)
-    s.depth_ratio = ratio(s.bid_depth, s.ask_depth)
     s.pressure = share(r.total_buy, r.total_sell) if p.whole_book != 0 else share(s.bid_depth, s.ask_depth)
-    s.strength = dominance(s.pressure)
-    s.p_fast = blend(s.p_fast, s.pressure, fade(dt, p.tau_fast))
-    s.p_slow = blend(s.p_slow, s.pressure, fade(dt, p.tau_slow))
-    s.gradient = s.p_fast - s.p_slow
-    s.mid, s.micro, s.spread_bps = m, microprice(r), spread_bps(r)
+    if p.want_gradient: update_gradient(s, p, dt)
+    s.mid = m
+
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
+def derive(s, r) -> None:  # type: ignore[no-untyped-def]
+    "What is read of a row only when somebody looks: strength, depth ratio, spread, microprice."
+    s.strength, s.depth_ratio = dominance(s.pressure), ratio(s.bid_depth, s.ask_depth)
+    s.spread_bps, s.micro = spread_bps(r), microprice(r)

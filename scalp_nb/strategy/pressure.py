@@ -60,7 +60,7 @@ class PressureParams(BaseModel):
     cooldown_s: float = Field(5.0, ge=0, le=86_400, description="a symbol rests after a refusal or rejection")
     rest_s: float = Field(30.0, ge=0, le=86_400, description="a symbol rests after a closed position")
     exit_on_opposite: bool = Field(True, description="an opposite signal closes the position")
-    all_features: bool = Field(False, description="compute flow, footprint and variance also where no filter needs them (research, panel)")
+    all_features: bool = Field(False, description="compute gradient, flow, footprint and variance also where no filter needs them")
     windows: tuple[Window, ...] = Field((), description="trading-hours windows; empty = the whole session less the risk limits' margins")
     tau_fast_s: float = Field(3.0, gt=0, le=3600)
     tau_slow_s: float = Field(30.0, gt=0, le=36_000)
@@ -115,26 +115,26 @@ def rule_params(
     rule |= {"hold_ns": p.hold_ms * 1_000_000, "window_ns": p.decision_window_ms * 1_000_000, "exit_on_opposite": int(p.exit_on_opposite)}
     rule |= {k: _or(getattr(p, k), -math.inf) for k in ("min_gradient", "min_ofi", "min_footprint")}
     tau = {f"tau_{k}": getattr(p, f"tau_{k}_s") * 1e9 for k in ("fast", "slow", "ofi", "vol")} | {"tau_foot": p.tau_footprint_s * 1e9}
-    want = {"want_flow": p.min_ofi is not None, "want_foot": p.min_footprint is not None, "want_vol": volatility}
+    want = {"want_gradient": p.min_gradient is not None, "want_flow": p.min_ofi is not None, "want_foot": p.min_footprint is not None, "want_vol": volatility}
     return (rule | tau | {"levels": p.levels, "whole_book": int(p.pressure == "whole_book")}
             | {k: int(v or p.all_features) for k, v in want.items()})
 
 # %% ../../nbs/strategy/01_pressure.ipynb #2b6d030e
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def passes(pressure: float, depth: float, other: float, p) -> bool:  # type: ignore[no-untyped-def]
     "Pressure inside its bounds and displayed depth dominant, for one side."
     return p.lower <= pressure <= p.upper and depth > p.depth_multiplier * other
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def filters(flow: float, gradient: float, footprint: float, p) -> bool:  # type: ignore[no-untyped-def]
     "The optional filters, with the sign already turned to the signal's direction."
     return ((p.min_ofi == -math.inf or flow >= p.min_ofi) and (p.min_gradient == -math.inf or gradient >= p.min_gradient)
             and (p.min_footprint == -math.inf or footprint >= p.min_footprint))
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def raw_signal(r, s, p) -> int:  # type: ignore[no-untyped-def]
     "Direction the rule sees in row `r` with features `s`: +1 buy, -1 sell, 0 none."
-    if not s.spread_bps <= p.max_spread_bps: return 0
+    if not (r.ask_px[0] - r.bid_px[0]) * 1e4 <= p.max_spread_bps * s.mid: return 0
     if passes(s.pressure, s.bid_depth, s.ask_depth, p):
         ok = confirmed(r.bid_qty, r.ask_qty, p.levels, p.depth_multiplier) >= p.confirm_levels
         return 1 if ok and filters(s.ofi, s.gradient, s.foot_bid, p) else 0

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['NEVER', 'LONG_OK', 'SHORT_OK', 'DECISION_FIELDS', 'SYM', 'PARAMS', 'PARAM_NAMES', 'GLOBAL', 'UNTIL', 'WINDOW',
-           'EXIT_STOP', 'EXIT_TARGET', 'EXIT_OPPOSITE', 'HEALTH', 'WATCH', 'SILENCE', 'REASONS', 'EXITS',
-           'KERNEL_STAMP', 'scan', 'scan_at', 'track', 'enter', 'leave', 'outside', 'candidate', 'one_row', 'Scanner']
+           'EXIT_STOP', 'EXIT_TARGET', 'EXIT_OPPOSITE', 'HEALTH', 'WATCH', 'SILENCE', 'LOSS', 'REASONS', 'EXITS',
+           'KERNEL_STAMP', 'scan', 'scan_at', 'track', 'enter', 'leave', 'revalue', 'outside', 'candidate', 'one_row',
+           'Scanner']
 
 # %% ../../nbs/strategy/03_scan.ipynb #11653a72
 import hashlib
@@ -25,7 +26,7 @@ import scalp_nb.strategy.pressure as _pressure
 from ..feed.depth import DEPTH, LEVELS, Rows, empty_depth
 from ..feed.errors import DataError
 from ..feed.health import HEALTH_FIELDS, HEALTH_PARAMS, take_row
-from .features import FEATURE_FIELDS, FEATURE_PARAMS, clear, update
+from .features import FEATURE_FIELDS, FEATURE_PARAMS, clear, derive, update
 from .pressure import RULE_PARAMS, raw_signal
 from .ranking import Candidate
 
@@ -42,6 +43,7 @@ DECISION_FIELDS = [
     ("armed", "<i8"),           # 1: exits are watched; the scan clears it when it reports one
     ("exposed", "<i8"),         # 1: report health changes of this symbol
     ("stop_px", "<f8"), ("target_px", "<f8"),  # local exit prices; NaN = not watched here
+    ("qty", "<f8"), ("avg", "<f8"), ("upl", "<f8"),  # signed position, its average price, its unrealised gain as last seen
 ]
 SYM = np.dtype(HEALTH_FIELDS + FEATURE_FIELDS + DECISION_FIELDS)
 PARAMS = np.dtype(HEALTH_PARAMS + FEATURE_PARAMS + RULE_PARAMS)
@@ -53,15 +55,17 @@ GLOBAL = np.dtype([
     ("entries_on", "<i8"), ("entry_from", "<i8"), ("entry_until", "<i8"),
     ("win_end", "<i8"), ("n_cand", "<i8"),
     ("reason", "<i8"), ("sym", "<i8"),
+    ("base", "<f8"), ("upl", "<f8"), ("peak", "<f8"),            # equity without unrealised gains; their sum; the highest equity seen
+    ("loss_armed", "<i8"), ("loss_floor", "<f8"), ("keep", "<f8"),  # stop at an equity of loss_floor, or of keep times the peak
 ])
 
-UNTIL, WINDOW, EXIT_STOP, EXIT_TARGET, EXIT_OPPOSITE, HEALTH, WATCH, SILENCE = (1 << k for k in range(8))
+UNTIL, WINDOW, EXIT_STOP, EXIT_TARGET, EXIT_OPPOSITE, HEALTH, WATCH, SILENCE, LOSS = (1 << k for k in range(9))
 REASONS = {UNTIL: "until", WINDOW: "window", EXIT_STOP: "stop", EXIT_TARGET: "target", EXIT_OPPOSITE: "opposite",
-           HEALTH: "health", WATCH: "watch", SILENCE: "silence"}
+           HEALTH: "health", WATCH: "watch", SILENCE: "silence", LOSS: "loss"}
 EXITS = EXIT_STOP | EXIT_TARGET | EXIT_OPPOSITE
 
 # %% ../../nbs/strategy/03_scan.ipynb #f91c2e97
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def track(s, signal: int, now: int) -> None:  # type: ignore[no-untyped-def]
     "Remember how long the raw signal has lasted."
     if signal == 0 or signal != s.signal:
@@ -70,7 +74,7 @@ def track(s, signal: int, now: int) -> None:  # type: ignore[no-untyped-def]
     if signal != 0: s.streak += 1
     s.signal = signal
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def enter(s, g, p, now: int) -> int:  # type: ignore[no-untyped-def]
     "Side of the entry candidate the symbol is now, 0 when it is none or may not be one."
     if s.signal == 0 or g.entries_on == 0 or s.held != 0 or now < s.block_until: return 0
@@ -79,7 +83,7 @@ def enter(s, g, p, now: int) -> int:  # type: ignore[no-untyped-def]
     return s.signal if s.allow & (LONG_OK if s.signal > 0 else SHORT_OK) else 0
 
 # %% ../../nbs/strategy/03_scan.ipynb #db9bfe84
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def leave(r, s, p, now: int) -> int:  # type: ignore[no-untyped-def]
     "Exit reason a held symbol gives on row `r`, 0 for none."
     px = r.bid_px[0] if s.held > 0 else r.ask_px[0]
@@ -90,7 +94,22 @@ def leave(r, s, p, now: int) -> int:  # type: ignore[no-untyped-def]
     lasting = s.streak >= p.hold_rows and now - s.streak_ts >= p.hold_ns
     return EXIT_OPPOSITE if p.exit_on_opposite and lasting and s.health == 0 and s.signal == -s.held else 0
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
+def revalue(r, s, g) -> int:  # type: ignore[no-untyped-def]
+    "Mark a held symbol at its closing price; LOSS when the account's equity has reached one of its floors."
+    px = r.bid_px[0] if s.qty > 0 else r.ask_px[0]
+    if math.isnan(px): px = r.ltp
+    if math.isnan(px): return 0
+    upl = (px - s.avg) * s.qty
+    g.upl += upl - s.upl
+    s.upl = upl
+    equity = g.base + g.upl
+    g.peak = max(g.peak, equity)
+    if g.loss_armed == 0 or (equity > g.loss_floor and equity > g.keep * g.peak): return 0
+    g.loss_armed = 0
+    return LOSS
+
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def outside(r, lo: float, hi: float) -> bool:  # type: ignore[no-untyped-def]
     "Whether the row's last trade or displayed prices reach `lo` or `hi`."
     if r.ltp <= lo or r.ltp >= hi: return True
@@ -99,8 +118,8 @@ def outside(r, lo: float, hi: float) -> bool:  # type: ignore[no-untyped-def]
     return False
 
 # %% ../../nbs/strategy/03_scan.ipynb #7d7ab367
-@njit(cache=True, nogil=True, error_model="numpy")
-def candidate(s, g, p, now: int) -> int:  # type: ignore[no-untyped-def]
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
+def candidate(r, s, g, p, now: int) -> int:  # type: ignore[no-untyped-def]
     "Set or clear the symbol's candidate flag; WINDOW when a window of length 0 closes at once."
     side = enter(s, g, p, now)
     if side == 0:
@@ -111,11 +130,12 @@ def candidate(s, g, p, now: int) -> int:  # type: ignore[no-untyped-def]
         return 0
     if s.cand == 0: g.n_cand += 1
     s.cand = side
+    derive(s, r)
     if g.win_end == 0: g.win_end = now + p.window_ns
     return WINDOW if p.window_ns == 0 else 0
 
 # %% ../../nbs/strategy/03_scan.ipynb #8404abf7
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always", cache=True, nogil=True, error_model="numpy")
 def one_row(r, s, g, p, book, watch, now: int) -> int:  # type: ignore[no-untyped-def]
     "Consume one row; returns the reasons to stop after it."
     reason = 0
@@ -126,14 +146,15 @@ def one_row(r, s, g, p, book, watch, now: int) -> int:  # type: ignore[no-untype
     g.last_recv = now
     before, first, dt = s.health, s.rows == 0, r.ts - s.ts
     if take_row(r, s, p) != 0:
-        if s.cand != 0: candidate(s, g, p, now)
+        if s.cand != 0: candidate(r, s, g, p, now)
         return reason | HEALTH if s.exposed and s.health != before else reason
     update(s, r, book[r.sym], p, first, dt)
     book[r.sym] = r
     track(s, raw_signal(r, s, p) if s.rows >= p.warmup_rows else 0, now)
-    reason |= candidate(s, g, p, now)
-    if s.held != 0 and s.armed != 0:
-        out = leave(r, s, p, now)
+    reason |= candidate(r, s, g, p, now)
+    if s.held != 0:
+        reason |= revalue(r, s, g)
+        out = leave(r, s, p, now) if s.armed != 0 else 0
         if out != 0: s.armed = 0
         reason |= out
     if s.exposed and s.health != before: reason |= HEALTH
@@ -217,6 +238,9 @@ class Scanner:
         self.sym["stop_px"] = self.sym["target_px"] = np.nan
         self.sym["allow"] = LONG_OK | SHORT_OK
         self.g, self.p = self.glob[0], self.params[0]
+        self.bid, self.ask = self.book["bid_px"][:, 0], self.book["ask_px"][:, 0]  # columns Python reads often: shape (n_symbols,)
+        self.ltp, self.volume, self.recv, self.health = self.book["ltp"], self.book["volume"], self.sym["recv"], self.sym["health"]
+        self.depth = {1: self.book["ask_qty"], -1: self.book["bid_qty"]}           # what an order of that side meets: shape (n_symbols, 5)
         self.g["entry_until"] = NEVER
         self._ctx = np.array([n_symbols, *(a.ctypes.data for a in (self.sym, self.glob, self.params, self.book, self.watch))], np.int64)
         self.ctx = int(self._ctx.ctypes.data)
@@ -252,5 +276,6 @@ class Scanner:
     def features(self, i: int) -> dict[str, Any]:
         "The features of symbol `i` as plain numbers, NaN as None, for the journal and the panel."
         s = self.sym[i]
+        derive(s, self.book[i])
         values = {k: float(s[k]) for k, _ in FEATURE_FIELDS}
         return {k: (None if math.isnan(v) else v) for k, v in values.items()}

@@ -41,6 +41,7 @@ from .logs import configure_logging, get_logger
 from .runner import Runner
 from .setup import Market, RunConfig, load_market, paper_run, refuse_live, setup_for
 from .store import Store, crash_hook_from_env
+from .wire import settle_memory
 
 # %% ../../nbs/trader/13_session.ipynb #839a2b33
 WORTH_A_STATE = frozenset({"order", "fill", "round_trip", "trip", "control", "reconcile", "exit"})
@@ -242,6 +243,7 @@ SLICE = 8192         # rows between two looks at the mailbox
 def trade(run: Run) -> None:
     "Replay the recording through the runner. Before it ends the session asks for a flat end, so that there is still a market to close into."
     run.phase, last = "trading", time.monotonic()
+    settle_memory()
     rows = run.market.rows[run.start_row:]
     closing = int(run.market.rows["recv"].max()) - int(run.cfg.session.drain_timeout_s * 1e9)
     interruptions(run)
