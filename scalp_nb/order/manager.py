@@ -148,13 +148,14 @@ class _Intents(_Blocks):
         return Intent(key, ts, self.seq, self.account, self.strategy, symbol, sym, side, purpose,
                       qty, type, limit, stop, tif, ref_px, parent, reason, oco)
 
-    def accept(self, intent: Intent) -> Order:
-        "Register an intent that is being made durable; refuses an id that exists."
+    def accept(self, intent: Intent, sent_ts: int = 0) -> Order:
+        "Register an intent that is being made durable, and sent at `sent_ts` when given; refuses an id that exists."
         if intent.id in self.orders: raise DuplicateOrder("client order id already used", intent.id, "once", "this decision was already accepted")
         self._refuse_duplicate(intent.sym, intent.side, intent.purpose)
         self.seq = max(self.seq, intent.seq)
         if intent.parent: self._children.setdefault(intent.parent, []).append(intent.id)
-        self._put(order := Order(intent, OrderState.INTENT, updated_ts=intent.ts))
+        order = Order(intent, OrderState.SENT, sent_ts, sent_ts) if sent_ts else Order(intent, OrderState.INTENT, updated_ts=intent.ts)
+        self._put(order)
         return order
 
     def sent(self, client_id: str, ts: int) -> Order:

@@ -219,6 +219,8 @@ def _build_at(loop: Callable[..., int], stamp: str) -> Callable[..., int]:
 scan_at = _build_at(scan, KERNEL_STAMP)
 
 # %% ../../nbs/strategy/03_scan.ipynb #18ccaa42
+_CANDIDATE = ["cand", "streak_ts", "strength", "spread_bps", "pressure", "depth_ratio"]
+
 class Scanner:
     "The scan's memory for one universe and one parameter set."
     def __init__(
@@ -264,9 +266,8 @@ class Scanner:
 
     def candidate(self, i: int) -> Candidate:
         "Symbol `i` as a candidate, with its features as they are now."
-        s = self.sym[i]
-        return Candidate(i, int(s["cand"]), float(s["strength"]), float(s["spread_bps"]), int(s["streak_ts"]), float(s["pressure"]),
-                         float(s["depth_ratio"]))
+        cand, since, *features = self.sym[_CANDIDATE][i].item()
+        return Candidate(i, cand, features[0], features[1], since, features[2], features[3])
 
     def close_window(self) -> None:
         "Forget the window and its candidates."

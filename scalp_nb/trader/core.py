@@ -375,8 +375,7 @@ def count_message(t: Trader, ts: int) -> None:
 
 def submit(t: Trader, intent: Intent, ts: int, out: list[Command]) -> None:
     "Register the intent as sent and ask for it to be made durable and sent."
-    t.orders.accept(intent)
-    t.orders.sent(intent.id, ts)
+    t.orders.accept(intent, sent_ts=ts)
     count_message(t, ts)
     out.append(Submit(intent))
 
