@@ -6,14 +6,13 @@
 __all__ = ['NEVER', 'LONG_OK', 'SHORT_OK', 'DECISION_FIELDS', 'SYM', 'PARAMS', 'PARAM_NAMES', 'GLOBAL', 'UNTIL', 'WINDOW',
            'EXIT_STOP', 'EXIT_TARGET', 'EXIT_OPPOSITE', 'HEALTH', 'WATCH', 'SILENCE', 'LOSS', 'REASONS', 'EXITS',
            'KERNEL_STAMP', 'scan', 'scan_at', 'track', 'enter', 'leave', 'revalue', 'outside', 'candidate', 'one_row',
-           'Scanner']
+           'Scanner', 'features_of']
 
 # %% ../../nbs/strategy/03_scan.ipynb #11653a72
 import hashlib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -274,9 +273,13 @@ class Scanner:
         self.sym["cand"] = 0
         self.g["win_end"] = self.g["n_cand"] = 0
 
-    def features(self, i: int) -> dict[str, Any]:
-        "The features of symbol `i` as plain numbers, NaN as None, for the journal and the panel."
-        s = self.sym[i]
-        derive(s, self.book[i])
-        values = {k: float(s[k]) for k, _ in FEATURE_FIELDS}
-        return {k: (None if math.isnan(v) else v) for k, v in values.items()}
+# %% ../../nbs/strategy/03_scan.ipynb #1e822290
+def features_of(
+    scanner: Scanner,  # what has been scanned so far
+    i: int,  # symbol index
+) -> dict[str, float | None]:  # None where a feature is not known, or nobody wanted it
+    "The features of a symbol as plain numbers, for the panel and for research."
+    s = scanner.sym[i]
+    derive(s, scanner.book[i])
+    values = {k: float(s[k]) for k, _ in FEATURE_FIELDS}
+    return {k: (None if math.isnan(v) else v) for k, v in values.items()}

@@ -106,11 +106,11 @@ def picture(
     names = t.setup.universe
     positions = [{"symbol": names[s].symbol, "qty": str(t.book.qty(s)), "avg_px": str(t.book.avg_px(s)), "stop": str(h.stop),
                   "target": str(h.target), "closing": h.trigger} for s, h in t.held.items()]
-    orders = [{"id": o.intent.id, "symbol": o.intent.symbol, "side": o.intent.side.name, "purpose": o.intent.purpose.value, "qty": str(o.intent.qty),
-               "filled": str(o.filled), "limit": str(o.intent.limit), "stop": str(o.intent.stop), "state": o.state.value}
-              for o in t.orders.working()]
-    return {"phase": phase, "event_ts": t.now, "rows": t.cursor, "rows_total": total, "equity": float(equity(t)), "start_equity": float(t.start_equity),
-            "cash": float(t.book.cash), "fees": float(t.book.fees), "realised": float(t.book.realised), "gross_exposure": exposure(t),
+    orders = [{"id": i.id, "symbol": i.symbol, "side": i.side.name, "purpose": i.purpose.value, "qty": str(i.qty), "filled": str(o.filled),
+               "limit": str(i.limit), "stop": str(i.stop), "state": o.state.value} for o in t.orders.working() for i in [o.intent]]
+    return {"phase": phase, "event_ts": t.now, "rows": t.cursor, "rows_total": total, "equity": float(equity(t)),
+            "start_equity": float(t.start_equity), "cash": float(t.book.cash), "fees": float(t.book.fees), "realised": float(t.book.realised),
+            "gross_exposure": exposure(t),
             "trades_today": t.trades_today, "entries": t.entries_code == "", "entries_code": t.entries_code, "paused": t.paused,
             "breakers": {k: b.reason for k, b in t.breakers.tripped.items()}, "positions": positions, "orders": orders}
 
