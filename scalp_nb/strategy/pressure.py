@@ -115,7 +115,8 @@ def rule_params(
     rule |= {"hold_ns": p.hold_ms * 1_000_000, "window_ns": p.decision_window_ms * 1_000_000, "exit_on_opposite": int(p.exit_on_opposite)}
     rule |= {k: _or(getattr(p, k), -math.inf) for k in ("min_gradient", "min_ofi", "min_footprint")}
     tau = {f"tau_{k}": getattr(p, f"tau_{k}_s") * 1e9 for k in ("fast", "slow", "ofi", "vol")} | {"tau_foot": p.tau_footprint_s * 1e9}
-    want = {"want_gradient": p.min_gradient is not None, "want_flow": p.min_ofi is not None, "want_foot": p.min_footprint is not None, "want_vol": volatility}
+    want = {"want_gradient": p.min_gradient is not None, "want_flow": p.min_ofi is not None,
+            "want_foot": p.min_footprint is not None, "want_vol": volatility}
     return (rule | tau | {"levels": p.levels, "whole_book": int(p.pressure == "whole_book")}
             | {k: int(v or p.all_features) for k, v in want.items()})
 
