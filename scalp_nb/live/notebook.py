@@ -32,7 +32,7 @@ from ..trader.config import InvalidConfig, Problem, Section, load_config, proven
 from ..trader.core import Setup
 from ..trader.lease import SessionError, spawn_session
 from ..trader.replay import account_of
-from ..trader.report import RunData, assumptions, load_run, refusals_by_reason, status
+from ..trader.report import RunData, assumptions, load_run, status
 from ..trader.session import EXITS
 from ..trader.setup import Market, RunConfig, load_market, refuse_live, setup_for
 
@@ -46,8 +46,8 @@ __all__ = ['SECTIONS', 'SHIPPED', 'LEAST_BYTES', 'POLL_S', 'LiveParameters', 'as
            'plan_run', 'changes', 'echo', 'Check', 'PreflightFailed', 'attempt', 'Preflight', 'preflight',
            'quality_line', 'Outcome', 'SessionFailed', 'tail', 'status_line', 'StatusLine', 'write_config',
            'stop_handlers', 'picture', 'hold', 'outcome_table', 'report_of', 'require_ok', 'resolved', 'summary',
-           'share_text', 'clipped', 'local_times', 'trips_table', 'orders_table', 'refusals_table', 'assumed_table',
-           'plain']
+           'share_text', 'clipped', 'local_times', 'trips_table', 'orders_table', 'assumed_table', 'neat', 'plain',
+           'quality_table']
 
 # %% ../../nbs/live/01_notebook.ipynb #0ce5f557
 class LiveParameters(Section):
@@ -291,7 +291,8 @@ def quality_line(q: QualitySummary) -> str:
     "A recording's quality in one line."
     t = q.total
     return (f"crossed {t.crossed:,}, locked {t.locked:,}, one-sided {t.one_sided:,}, silent over {q.gap_s:g} s {t.time_gaps:,}, "
-            f"duplicates {t.duplicates:,}, out of order {t.out_of_order:,}, spread {t.spread_median:.2f} bps median, whole-book totals in {t.totals:.0%} of rows")
+            f"duplicates {t.duplicates:,}, out of order {t.out_of_order:,}, spread {t.spread_median:.2f} bps median, "
+            f"whole-book totals in {t.totals:.0%} of rows")
 
 def _dated(cfg: RunConfig, market: Market) -> str:
     s: Setup = setup_for(cfg, market)[0]
@@ -397,7 +398,9 @@ async def hold(
                 show(status_line(state, f"· stopping: {stops[0]}" if stops else ""))
                 await asyncio.sleep(POLL_S)
     finally: handle.release("" if handle.alive and not stops else "done")
-    return Outcome(plan.run_dir, handle.returncode, time.monotonic() - began, stops[0] if stops else "", tail(out))
+    ended = Outcome(plan.run_dir, handle.returncode, time.monotonic() - began, stops[0] if stops else "", tail(out))
+    show(f"ended after {ended.seconds:.1f} s: {ended.text}" + (f" · asked to stop by {ended.stopped_by}" if ended.stopped_by else ""))
+    return ended
 
 # %% ../../nbs/live/01_notebook.ipynb #10ff7f8c
 def outcome_table(o: Outcome) -> pd.DataFrame:
@@ -441,7 +444,8 @@ def summary(
     if not k["round_trips"]:
         return f"**No round trip.** {len(run.orders)} orders, {len(run.fills)} fills; the section *Refusals and signals* says why."
     return (f"**{k['round_trips']} round trips, gross {k['gross_pnl']:+,.2f} {money}, fees {k['fees_of_round_trips']:,.2f}, "
-            f"net {k['net_pnl']:+,.2f} {money}.** Won {k['win_rate']:.0%}; break-even would be {share_text(k['break_even_win_rate'])} at this stop, target and cost.")
+            f"net {k['net_pnl']:+,.2f} {money}.** Won {k['win_rate']:.0%}; break-even would be {share_text(k['break_even_win_rate'])} at this stop, "
+            "target and cost.")
 
 def share_text(x: float | None) -> str:
     "A share in percent; more than all is impossible, and said so."
@@ -476,17 +480,26 @@ def orders_table(run: RunData) -> pd.DataFrame:
     out.insert(0, "time", local_times(run, list(t["ts"])))
     return out
 
-def refusals_table(run: RunData) -> pd.DataFrame:
-    "Refusals by reason."
-    import pandas as pd
-    counts = refusals_by_reason(run)
-    return pd.DataFrame({"refused": counts.values()}, index=pd.Index(list(counts), name="reason"))
-
 def assumed_table(run: RunData) -> Styler:
     "The assumptions, wrapped."
     import pandas as pd
     return plain(pd.DataFrame({"value": assumptions(run)}))
 
+def neat(t: pd.DataFrame) -> Styler:
+    "A table of texts: left-aligned, wrapped."
+    head, cell = "text-align: left; vertical-align: top", "text-align: left; white-space: pre-wrap"
+    left = [{"selector": "th", "props": head}, {"selector": "td", "props": cell}]
+    return t.style.set_table_styles(left)  # type: ignore[arg-type]
+
 def plain(t: pd.DataFrame) -> Styler:
-    "A table of names and texts: left-aligned, wrapped, without a heading."
-    return t.style.set_properties(**{"text-align": "left", "white-space": "pre-wrap"}).hide(axis="columns")  # type: ignore[arg-type]
+    "A table of names and texts, without a heading."
+    return neat(t).hide(axis="columns")
+
+def quality_table(q: QualitySummary) -> pd.DataFrame:
+    "What a recording is like, symbol by symbol."
+    import pandas as pd
+    gap = f"silent > {q.gap_s:g} s"
+    rows = {s.symbol: {"rows": f"{s.rows:,}", "crossed": s.crossed, "locked": s.locked, "one-sided": s.one_sided, gap: s.time_gaps,
+                       "duplicates": s.duplicates, "out of order": s.out_of_order, "spread, bps": f"{s.spread_median:.2f}", "levels": f"{s.levels:.1f}",
+                       "totals": f"{s.totals:.0%}"} for s in (*q.symbols, q.total)}
+    return clipped(pd.DataFrame.from_dict(rows, orient="index"), 40)

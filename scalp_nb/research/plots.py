@@ -5,7 +5,7 @@
 # %% ../../nbs/research/00_plots.ipynb #083759fb
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 # %% auto #0
-__all__ = ['POINTS', 'GREY', 'BLUE', 'RED', 'GREEN', 'ORANGE', 'EXIT_SYMBOLS', 'thin', 'clock', 'zone_of', 'styled',
-           'equity_figure', 'busiest', 'symbol_rows', 'mid_of', 'price_figure', 'points', 'add_levels', 'pressure_of',
-           'pressure_figure', 'signal_figure']
+__all__ = ['POINTS', 'GREY', 'BLUE', 'RED', 'GREEN', 'ORANGE', 'EXIT_SYMBOLS', 'PAD_NS', 'thin', 'clock', 'zone_of', 'styled',
+           'equity_figure', 'busiest', 'symbol_rows', 'around', 'trips_of', 'mid_of', 'price_figure', 'points',
+           'add_levels', 'pressure_of', 'pressure_figure', 'signal_figure']
 
 # %% ../../nbs/research/00_plots.ipynb #717570dd
 POINTS = 2000
@@ -115,6 +115,22 @@ def symbol_rows(
     if symbol not in universe.symbols: raise DataError("symbol", symbol, ", ".join(universe.symbols[:10]))
     return rows[(rows["sym"] == universe.index(symbol)) & (rows["ts"] > 0)]
 
+def around(
+    rows: Rows,  # of one symbol
+    trips: Sequence[Any],  # its round trips; none = everything is kept
+) -> Rows:  # rows of the time of the round trips, with some before and after
+    "The part of a recording in which something happened."
+    if not trips: return rows
+    lo, hi = min(r.entry_ts for r in trips), max(r.exit_ts for r in trips)
+    pad = max((hi - lo) // 5, PAD_NS)
+    return rows[(rows["ts"] >= lo - pad) & (rows["ts"] <= hi + pad)]
+
+PAD_NS = 600_000_000_000
+
+def trips_of(round_trips: pd.DataFrame, symbol: str) -> list[Any]:
+    "The round trips of one symbol."
+    return [r for r in each(round_trips) if r.symbol == symbol]
+
 def mid_of(
     rows: Rows,
 ) -> npt.NDArray[np.float64]:  # NaN where a side is empty
@@ -131,11 +147,11 @@ def price_figure(
 ) -> go.Figure:
     "Mid price of a symbol with the run's entries and exits; the levels of each trade as dotted lines."
     from plotly import graph_objects as go
-    got, zone = symbol_rows(rows, universe, symbol), zone_of(run)
+    trips, zone = trips_of(run.round_trips, symbol), zone_of(run)
+    got = around(symbol_rows(rows, universe, symbol), trips)
     mid = mid_of(got)
     keep = thin(mid)
     fig = go.Figure(go.Scatter(x=clock(got["ts"][keep], zone), y=mid[keep].round(4), name="mid", mode="lines", line={"color": GREY, "width": 1}))
-    trips = [r for r in each(run.round_trips) if r.symbol == symbol]
     exits = run.config.get("exits", {})
     for r in trips: add_levels(fig, r, exits, zone)
     for side, mark, name in (("BUY", "triangle-up", "long entry"), ("SELL", "triangle-down", "short entry")):
@@ -184,14 +200,15 @@ def pressure_figure(
 ) -> go.Figure:
     "Buy pressure over time with the bounds inside which the rule acts."
     from plotly import graph_objects as go
-    got, zone = symbol_rows(rows, universe, symbol), ZONES[universe[universe.index(symbol)].venue]
+    trips, zone = trips_of(round_trips, symbol), ZONES[universe[universe.index(symbol)].venue]
+    got = around(symbol_rows(rows, universe, symbol), trips)
     value = pressure_of(got, params)
     keep = thin(value)
     x, line = clock(got["ts"][keep], zone), {"color": BLUE, "width": 1}
     fig = go.Figure(go.Scatter(x=x, y=value[keep].round(4), name="buy pressure", mode="lines", line=line))
     for lo, hi, color, text in ((params.lower, params.upper, GREEN, "buy"), (1 - params.upper, 1 - params.lower, RED, "sell")):
         fig.add_hrect(y0=lo, y1=hi, fillcolor=color, opacity=0.12, line_width=0, annotation_text=text, annotation_position="top left")
-    for r in [r for r in each(round_trips) if r.symbol == symbol][:100]:
+    for r in trips[:100]:
         a, b = clock([r.entry_ts, r.exit_ts], zone)
         fig.add_vrect(x0=a, x1=b, fillcolor=ORANGE, opacity=0.2, line_width=0)
     fig.update_yaxes(range=[0, 1])

@@ -28,10 +28,10 @@ from .store import Store
 if TYPE_CHECKING: import pandas as pd
 
 # %% auto #0
-__all__ = ['COLUMNS', 'MONEY', 'SIDES', 'PERIOD_S', 'MIN_PERIODS', 'MIN_SESSIONS', 'SESSIONS_A_YEAR', 'SESSION_S', 'TARGETS',
-           'CURRENCY', 'PERCENT', 'SMALL', 'LABELS', 'Life', 'RunData', 'frame', 'each', 'order_rows', 'lives_of',
-           'repeats_of', 'store_of', 'load_run', 'tables_of', 'Figures', 'ratio', 'total', 'put_trades', 'aimed',
-           'put_costs', 'sharpe', 'sampled', 'put_sharpe', 'drawdown', 'held', 'put_risk', 'put_odds', 'kpis',
+__all__ = ['COLUMNS', 'TIMES', 'MONEY', 'SIDES', 'PERIOD_S', 'MIN_PERIODS', 'MIN_SESSIONS', 'SESSIONS_A_YEAR', 'SESSION_S',
+           'TARGETS', 'CURRENCY', 'PERCENT', 'SMALL', 'LABELS', 'Life', 'RunData', 'frame', 'each', 'order_rows',
+           'lives_of', 'repeats_of', 'store_of', 'load_run', 'tables_of', 'Figures', 'ratio', 'total', 'put_trades',
+           'aimed', 'put_costs', 'sharpe', 'sampled', 'put_sharpe', 'drawdown', 'held', 'put_risk', 'put_odds', 'kpis',
            'refusals_by_reason', 'entries_off', 'why_few', 'status', 'incarnations_text', 'assumptions', 'results',
            'write_results', 'ReportError', 'shown', 'kpi_table', 'odds_table', 'render_text', 'report_text']
 
@@ -86,6 +86,7 @@ COLUMNS = {
     "entries": "ts on code",
     "controls": "ts action who args",
 }
+TIMES = frozenset({"ts", "updated_ts", "entry_ts", "exit_ts"})
 MONEY = frozenset({"qty", "px", "ref_px", "fee", "limit", "stop", "filled", "avg_px", "entry_px", "exit_px", "gross", "fees", "net", "equity", "cash",
                    "unrealised", "peak", "price"})
 
@@ -97,7 +98,7 @@ def frame(
     import pandas as pd
     cols = COLUMNS[name].split()
     data = [{c: _exact(c, r.get(c)) for c in cols} for r in rows]
-    return pd.DataFrame(data, columns=cols, dtype=object).astype({c: "int64" for c in cols if c.endswith("ts")})
+    return pd.DataFrame(data, columns=cols, dtype=object).astype({c: "int64" for c in cols if c in TIMES})
 
 def each(table: pd.DataFrame) -> list[Any]:
     "The rows of a table, their columns as attributes."
