@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..feed.errors import ConfigError, ScalpError
-from ..feed.quality import QualitySummary, quality
+from ..feed.quality import QualitySummary, SymbolQuality, quality
 from ..strategy.pressure import PressureParams
 from ..trader.client import SessionClient, sessions
 from ..trader.config import InvalidConfig, Problem, Section, load_config, provenance, shown
 from ..trader.core import Setup
 from ..trader.lease import SessionError, spawn_session
 from ..trader.replay import account_of
-from ..trader.report import RunData, assumptions, load_run, status
+from ..trader.report import RunData, assumptions, load_run, px_text, status
 from ..trader.session import EXITS
 from ..trader.setup import Market, RunConfig, load_market, refuse_live, setup_for
 
@@ -467,6 +467,7 @@ def trips_table(run: RunData) -> pd.DataFrame:
     "Round trips with the venue's local times."
     t = clipped(run.round_trips)
     out = t[["symbol", "side", "qty", "entry_px", "exit_px", "reason"]].replace({"side": {"BUY": "long", "SELL": "short"}})
+    for c in ("entry_px", "exit_px"): out[c] = [px_text(x) for x in t[c]]
     out.insert(0, "entry", local_times(run, list(t["entry_ts"])))
     out.insert(1, "exit", local_times(run, list(t["exit_ts"])))
     for c in ("gross", "fees", "net"): out[c] = [f"{x:.2f}" for x in t[c]]
@@ -476,7 +477,7 @@ def orders_table(run: RunData) -> pd.DataFrame:
     "Orders in their last state, with the venue's local times."
     t = clipped(run.orders)
     out = t[["symbol", "side", "purpose", "type", "qty", "limit", "stop", "state", "filled", "avg_px", "reason"]].fillna("")
-    out["avg_px"] = [f"{x:.4f}".rstrip("0").rstrip(".") if x != "" else "" for x in out["avg_px"]]
+    out["avg_px"] = ["" if x == "" else px_text(x) for x in out["avg_px"]]
     out.insert(0, "time", local_times(run, list(t["ts"])))
     return out
 
@@ -499,7 +500,8 @@ def quality_table(q: QualitySummary) -> pd.DataFrame:
     "What a recording is like, symbol by symbol."
     import pandas as pd
     gap = f"silent > {q.gap_s:g} s"
-    rows = {s.symbol: {"rows": f"{s.rows:,}", "crossed": s.crossed, "locked": s.locked, "one-sided": s.one_sided, gap: s.time_gaps,
-                       "duplicates": s.duplicates, "out of order": s.out_of_order, "spread, bps": f"{s.spread_median:.2f}", "levels": f"{s.levels:.1f}",
-                       "totals": f"{s.totals:.0%}"} for s in (*q.symbols, q.total)}
+    def line(s: SymbolQuality) -> dict[str, Any]:
+        return {"rows": f"{s.rows:,}", "crossed": s.crossed, "locked": s.locked, "one-sided": s.one_sided, gap: s.time_gaps, "duplicates": s.duplicates,
+                "out of order": s.out_of_order, "spread, bps": f"{s.spread_median:.2f}", "levels": f"{s.levels:.1f}", "totals": f"{s.totals:.0%}"}
+    rows = {s.symbol: line(s) for s in (*q.symbols, q.total)}
     return clipped(pd.DataFrame.from_dict(rows, orient="index"), 40)

@@ -16,7 +16,7 @@ from ..feed.errors import DataError
 from ..feed.instrument import Universe
 from ..feed.quality import ZONES
 from ..strategy.pressure import PressureParams
-from ..trader.report import RunData, each
+from ..trader.report import RunData, each, px_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,7 +156,7 @@ def price_figure(
     for r in trips: add_levels(fig, r, exits, zone)
     for side, mark, name in (("BUY", "triangle-up", "long entry"), ("SELL", "triangle-down", "short entry")):
         some = [r for r in trips if r.side == side]
-        points(fig, name, mark, GREEN if side == "BUY" else RED, [(r.entry_ts, r.entry_px, f"{r.qty} at {r.entry_px}") for r in some], zone)
+        points(fig, name, mark, GREEN if side == "BUY" else RED, [(r.entry_ts, r.entry_px, f"{r.qty} at {px_text(r.entry_px)}") for r in some], zone)
     for reason in sorted({r.reason for r in trips}):
         said = [(r.exit_ts, r.exit_px, f"{reason}: net {r.net:.2f}") for r in trips if r.reason == reason]
         points(fig, f"exit: {reason}", EXIT_SYMBOLS.get(reason, "circle"), ORANGE, said, zone)

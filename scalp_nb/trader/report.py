@@ -30,10 +30,11 @@ if TYPE_CHECKING: import pandas as pd
 # %% auto #0
 __all__ = ['COLUMNS', 'TIMES', 'MONEY', 'SIDES', 'PERIOD_S', 'MIN_PERIODS', 'MIN_SESSIONS', 'SESSIONS_A_YEAR', 'SESSION_S',
            'TARGETS', 'CURRENCY', 'PERCENT', 'SMALL', 'LABELS', 'Life', 'RunData', 'frame', 'each', 'order_rows',
-           'lives_of', 'repeats_of', 'store_of', 'load_run', 'tables_of', 'Figures', 'ratio', 'total', 'put_trades',
-           'aimed', 'put_costs', 'sharpe', 'sampled', 'put_sharpe', 'drawdown', 'held', 'put_risk', 'put_odds', 'kpis',
-           'refusals_by_reason', 'entries_off', 'why_few', 'status', 'incarnations_text', 'assumptions', 'results',
-           'write_results', 'ReportError', 'shown', 'kpi_table', 'odds_table', 'render_text', 'report_text']
+           'lives_of', 'repeats_of', 'positions_of', 'store_of', 'load_run', 'tables_of', 'Figures', 'ratio', 'total',
+           'put_trades', 'aimed', 'put_costs', 'sharpe', 'sampled', 'put_sharpe', 'drawdown', 'held', 'put_risk',
+           'put_odds', 'kpis', 'refusals_by_reason', 'entries_off', 'why_few', 'status', 'incarnations_text',
+           'assumptions', 'results', 'write_results', 'ReportError', 'shown', 'kpi_table', 'odds_table', 'px_text',
+           'render_text', 'report_text']
 
 # %% ../../nbs/trader/15_report.ipynb #b835e577
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class RunData:
     verdict: Verdict             # of the hash chain
     orders: pd.DataFrame         # one row an order, its last state
     fills: pd.DataFrame
-    round_trips: pd.DataFrame
+    round_trips: pd.DataFrame    # one row an entry order that was closed, at least in part
     equity: pd.DataFrame         # marks: at every fill and every minute of event time
     refusals: pd.DataFrame       # one row each time a symbol's refusal changed
     decisions: pd.DataFrame      # entries that passed every gate
@@ -77,7 +78,7 @@ class RunData:
 COLUMNS = {
     "orders": "ts updated_ts id symbol side purpose type qty limit stop state filled avg_px venue_id reason parent",
     "fills": "ts id exec_id symbol side purpose qty px ref_px fee",
-    "round_trips": "symbol side qty entry_ts exit_ts entry_px exit_px gross fees net reason entry_id exit_id",
+    "round_trips": "symbol side qty entry_ts exit_ts entry_px exit_px gross fees net reason entry_id exit_id pairs",
     "equity": "ts equity cash unrealised fees peak",
     "refusals": "ts symbol code tier side strength pressure depth_ratio spread_bps numbers",
     "decisions": "ts id symbol side strength pressure depth_ratio spread_bps qty price ref_px candidates",
@@ -152,6 +153,23 @@ def repeats_of(
         if n: out[code] = out.get(code, 0) + n
     return out
 
+# %% ../../nbs/trader/15_report.ipynb #b2c0f91c
+def positions_of(
+    pairs: Sequence[Mapping[str, Any]],  # round trips as the journal has them: one for each lot and closing fill
+) -> list[dict[str, Any]]:  # one for each entry order, with average prices
+    "Round trips as a person counts them: everything one entry order opened."
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for p in pairs: found.setdefault(p["entry_id"], []).append(p)
+    return [_position(ps) for ps in found.values()]
+
+def _position(ps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    "The pairs of one entry as one round trip; the last exit gives the reason."
+    last = max(ps, key=lambda p: p["exit_ts"])
+    qty = sum((Decimal(p["qty"]) for p in ps), Decimal(0))
+    money = {k: sum((Decimal(p[k]) for p in ps), Decimal(0)) for k in ("gross", "fees", "net")}
+    px = {k: sum((Decimal(p[k]) * Decimal(p["qty"]) for p in ps), Decimal(0)) / qty for k in ("entry_px", "exit_px")}
+    return {**last, **money, **px, "qty": qty, "entry_ts": min(p["entry_ts"] for p in ps), "pairs": len(ps)}
+
 # %% ../../nbs/trader/15_report.ipynb #f562f555
 def store_of(
     run_dir: Path,  # folder of a run
@@ -183,9 +201,10 @@ def load_run(
 
 def tables_of(records: Sequence[tuple[Record, dict[str, Any]]]) -> dict[str, pd.DataFrame]:
     "The journal's notes as tables."
-    kinds = {"fills": "fill", "round_trips": "round_trip", "equity": "equity", "refusals": "refusal", "decisions": "decision", "health": "health",
+    kinds = {"fills": "fill", "equity": "equity", "refusals": "refusal", "decisions": "decision", "health": "health",
              "entries": "entries", "controls": "control"}
     out = {name: frame(name, ({"ts": r.ts, **d} for r, d in records if r.kind == f"note:{kind}")) for name, kind in kinds.items()}
+    out["round_trips"] = frame("round_trips", positions_of([d for r, d in records if r.kind == "note:round_trip"]))
     loud = {"note:alert": "code", "note:trip": "breaker", "run:refused": "reason"}
     heard = ({"ts": r.ts, "code": f"{r.kind.partition(':')[2]}: {d[loud[r.kind]]}", "data": d} for r, d in records if r.kind in loud)
     out["alerts"] = frame("alerts", heard)
@@ -506,11 +525,11 @@ LABELS = {
     "round_trips": "round trips", "win_rate": "win rate, net", "average_win": "average win", "average_loss": "average loss",
     "payoff": "payoff (average win : loss)", "profit_factor": "profit factor", "gross_pnl": "gross P&L", "fees": "fees, all fills",
     "net_pnl": "net P&L", "traded_value": "traded value", "fees_bps_of_traded_value": "fees, bps of traded value",
-    "fees_round_trip_bps": "fees per round trip, bps of entry",
-    "cost_round_trip_bps": "fees and slippage per round trip, bps", "slippage_entries_bps": "slippage of entries, bps",
-    "slippage_exits_bps": "slippage of exits, bps", "max_drawdown": "maximum drawdown", "max_drawdown_pct": "maximum drawdown, share of peak",
-    "hours": "hours of event time", "trades_per_hour": "round trips per hour", "time_in_market": "time in market",
-    "average_exposure": "average exposure", "peak_exposure": "peak exposure", "sharpe_daily": "Sharpe, daily returns", "sharpe_t_statistic": "Sharpe t-statistic, 5-minute returns",
+    "fees_round_trip_bps": "fees per round trip, bps of entry", "cost_round_trip_bps": "fees and slippage per round trip, bps",
+    "slippage_entries_bps": "slippage of entries, bps", "slippage_exits_bps": "slippage of exits, bps", "max_drawdown": "maximum drawdown",
+    "max_drawdown_pct": "maximum drawdown, share of peak", "hours": "hours of event time", "trades_per_hour": "round trips per hour",
+    "time_in_market": "time in market", "average_exposure": "average exposure", "peak_exposure": "peak exposure",
+    "sharpe_daily": "Sharpe, daily returns", "sharpe_t_statistic": "Sharpe t-statistic, 5-minute returns",
     "sharpe_5min_annualised": "Sharpe, 5-minute returns annualised",
 }
 
@@ -540,6 +559,10 @@ def odds_table(
     return pd.DataFrame(cells, columns=["", "win rate", "payoff", "note"]).set_index("")
 
 # %% ../../nbs/trader/15_report.ipynb #41982bdb
+def px_text(px: Decimal) -> str:
+    "A price, averages to four decimals."
+    return f"{px:.4f}".rstrip("0").rstrip(".")
+
 def _rows(table: pd.DataFrame) -> list[tuple[Any, Any]]: return list(table.iterrows())
 
 def _block(title: str, lines: Iterable[str]) -> list[str]: return [title, *(f"  {x}" for x in lines), ""]
@@ -554,7 +577,7 @@ def render_text(
     chain = "whole" if v.ok else f"BROKEN at record {v.first_bad_seq}"
     head = [f"{run.dir.name}: {end} ({s['reason']})", f"{incarnations_text(run)}, journal {chain}: {v.count} records, head {v.head[:16]}",
             f"orders {len(run.orders)}, fills {len(run.fills)}, round trips {len(run.round_trips)}", ""]
-    trips = [f"{r.symbol:12} {'long ' if r.side == 'BUY' else 'short'} {r.qty} at {r.entry_px} -> {r.exit_px}  gross {r.gross:.2f}  net {r.net:.2f}"
+    trips = [f"{r.symbol:12} {'long ' if r.side == 'BUY' else 'short'} {r.qty} at {px_text(r.entry_px)} -> {px_text(r.exit_px)}  gross {r.gross:.2f}  net {r.net:.2f}"
              f"  {r.reason}" for r in each(run.round_trips.tail(20))]
     figures = [f"{label:42} {shown(n, k[n]):>14}  {k['reasons'].get(n, '')}".rstrip() for n, label in LABELS.items()]
     odds = [f"{i:66} win rate {r['win rate']:>7}  payoff {r['payoff']:>5}" for i, r in _rows(odds_table(run))]
