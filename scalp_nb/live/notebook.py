@@ -501,7 +501,8 @@ def quality_table(q: QualitySummary) -> pd.DataFrame:
     import pandas as pd
     gap = f"silent > {q.gap_s:g} s"
     def line(s: SymbolQuality) -> dict[str, Any]:
-        return {"rows": f"{s.rows:,}", "crossed": s.crossed, "locked": s.locked, "one-sided": s.one_sided, gap: s.time_gaps, "duplicates": s.duplicates,
-                "out of order": s.out_of_order, "spread, bps": f"{s.spread_median:.2f}", "levels": f"{s.levels:.1f}", "totals": f"{s.totals:.0%}"}
+        return {"rows": f"{s.rows:,}", "crossed": s.crossed, "locked": s.locked, "one-sided": s.one_sided, gap: s.time_gaps,
+                "duplicates": s.duplicates, "out of order": s.out_of_order, "spread, bps": f"{s.spread_median:.2f}",
+                "levels": f"{s.levels:.1f}", "totals": f"{s.totals:.0%}"}
     rows = {s.symbol: line(s) for s in (*q.symbols, q.total)}
     return clipped(pd.DataFrame.from_dict(rows, orient="index"), 40)
