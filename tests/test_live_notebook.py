@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,8 @@ from scalp_nb.trader.report import RunData, load_run, write_results
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "nbs" / "live" / "live_trading.ipynb"
 # many decisions in a short tape: the whole session open for entries, quick rests
-BUSY: dict[str, Any] = {"risk": {"avoid_first_minutes": 0, "max_trades_per_day": 1000, "max_consecutive_losses": 1000}, "strategy": {"rest_s": 1.0, "cooldown_s": 0.5}}
+BUSY: dict[str, Any] = {"risk": {"avoid_first_minutes": 0, "max_trades_per_day": 1000, "max_consecutive_losses": 1000},
+                        "strategy": {"rest_s": 1.0, "cooldown_s": 0.5}}
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +113,11 @@ def test_a_run_folder_is_complete(tape: Path, tmp_path: Path) -> None:
     assert replay_run(run_dir).ok
     nb = nbformat.read(run_dir / "live_trading.ipynb", 4)
     status = [c for c in nb.cells if "live.hold(" in c.source][0].outputs
-    assert len(status) == 1 and "finished flat" in status[0].data["text/plain"]                     # one line, however often it changed
+    assert len(status) == 1 and "finished flat" in status[0].data["text/plain"]   # one line, however often it changed
     figures = [o for c in nb.cells for o in c.get("outputs", []) if "application/vnd.plotly.v1+json" in o.get("data", {})]
     assert len(figures) == 4 and max(len(json.dumps(f)) for f in figures) < 150_000
-    assert all(word in outputs(run_dir / "live_trading.ipynb") for word in ("data hash", "parameter hash", "break-even", "rules, fees, calendar", "real money"))
+    shown = outputs(run_dir / "live_trading.ipynb")
+    assert all(word in shown for word in ("data hash", "parameter hash", "break-even", "rules, fees, calendar", "real money"))
 
 
 @pytest.mark.parametrize("args, words", [
@@ -134,6 +135,7 @@ def test_bad_parameters_are_refused_by_name_before_anything_starts(tape: Path, t
     assert not (tmp_path / "run" / "store.db").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_drains_and_finishes_the_report(tape: Path, tmp_path: Path, sig: int) -> None:
     p = papermill(tmp_path, {"recording": str(tape), "speed": 10.0, **BUSY})
@@ -158,6 +160,7 @@ def kernel_of(p: "subprocess.Popen[str]") -> int:
     return next(int(line.split()[0]) for line in out.splitlines() if "ipykernel" in line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["kernel", "papermill"])
 def test_a_kill_leaves_a_flat_whole_journal(tape: Path, tmp_path: Path, victim: str) -> None:
     speed = 5.0

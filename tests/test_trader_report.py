@@ -14,8 +14,8 @@ from test_trader_crash import config_for, life, tape  # noqa: F401  (tape is a f
 
 from scalp_nb.feed.errors import DataError
 from scalp_nb.trader.report import (
-    RunData,
     ReportError,
+    RunData,
     drawdown,
     kpis,
     load_run,
@@ -42,8 +42,8 @@ def written(run_dir: Path, *said: tuple[str, int, dict[str, Any]]) -> RunData:
 
 
 def begin(**over: Any) -> tuple[str, int, dict[str, Any]]:
-    cfg = {"venue": {"terms": "angel_one", "plan": None}, "exits": {"stop_pct": 0.0025, "target_pct": 0.01}, "paper": {}, "strategy": {"pressure": "whole_book"},
-           "session": {"rules_date": None}, "data": {"recording": "x.parquet"}}
+    cfg = {"venue": {"terms": "angel_one", "plan": None}, "exits": {"stop_pct": 0.0025, "target_pct": 0.01}, "paper": {},
+           "strategy": {"pressure": "whole_book"}, "session": {"rules_date": None}, "data": {"recording": "x.parquet"}}
     return "run:begin", 0, {"config": cfg, "day": "2026-11-19", "provenance": {}, "fallback": "", "content": "c", **over}
 
 
@@ -52,39 +52,45 @@ def equity(at: int, value: str) -> tuple[str, int, dict[str, Any]]:
 
 
 def submit(at: int, order: str, purpose: str, side: int, px: str, stop: str | None = None) -> tuple[str, int, dict[str, Any]]:
-    return "command:Submit", at, {"intent": {"id": order, "symbol": "A", "side": side, "purpose": purpose, "qty": "10", "type": "limit", "limit": px, "stop": stop,
-                                             "reason": "", "parent": ""}}
+    return "command:Submit", at, {"intent": {"id": order, "symbol": "A", "side": side, "purpose": purpose, "qty": "10", "type": "limit", "limit": px,
+                                             "stop": stop, "reason": "", "parent": ""}}
 
 
 def fill(at: int, order: str, purpose: str, side: str, px: str, ref: str, qty: str = "10") -> tuple[str, int, dict[str, Any]]:
-    return "note:fill", at, {"id": order, "exec_id": f"{order}.{at}", "ts": START + at * NS, "symbol": "A", "side": side, "purpose": purpose, "qty": qty, "px": px,
-                             "ref_px": ref, "fee": "2", "slippage": "0"}
+    return "note:fill", at, {"id": order, "exec_id": f"{order}.{at}", "ts": START + at * NS, "symbol": "A", "side": side, "purpose": purpose,
+                             "qty": qty, "px": px, "ref_px": ref, "fee": "2", "slippage": "0"}
 
 
 def trip(entry: str, exit_: str, a: int, b: int, px: tuple[str, str], gross: str, reason: str) -> tuple[str, int, dict[str, Any]]:
-    return "note:round_trip", b, {"symbol": "A", "side": "BUY", "qty": "10", "entry_ts": START + a * NS, "exit_ts": START + b * NS, "entry_px": px[0], "exit_px": px[1],
-                                  "gross": gross, "fees": "4", "net": str(Decimal(gross) - 4), "slippage": "0", "entry_id": entry, "exit_id": exit_, "reason": reason}
+    return "note:round_trip", b, {"symbol": "A", "side": "BUY", "qty": "10", "entry_ts": START + a * NS, "exit_ts": START + b * NS,
+                                  "entry_px": px[0], "exit_px": px[1], "gross": gross, "fees": "4", "net": str(Decimal(gross) - 4), "slippage": "0",
+                                  "entry_id": entry, "exit_id": exit_, "reason": reason}
 
 
 def by_hand(run_dir: Path) -> RunData:
     "Two long round trips of ten: 100.10 -> 101 (decided at 100 and 101), 100 -> 99.70 through a stop at 99.75. Fees 2 a fill."
     return written(run_dir, begin(), equity(0, "10000"),
                    submit(60, "e1", "entry", 1, "100.20"), fill(60, "e1", "entry", "BUY", "100.10", "100"), equity(120, "10004"),
-                   submit(360, "x1", "exit", -1, "100.9"), fill(360, "x1", "exit", "SELL", "101", "101"), trip("e1", "x1", 60, 360, ("100.10", "101"), "9", "opposite"),
+                   submit(360, "x1", "exit", -1, "100.9"), fill(360, "x1", "exit", "SELL", "101", "101"),
+                   trip("e1", "x1", 60, 360, ("100.10", "101"), "9", "opposite"),
                    equity(360, "10005"), submit(400, "e2", "entry", 1, "100.20"), fill(400, "e2", "entry", "BUY", "100", "100"),
                    submit(400, "x2", "stop", -1, "99.5", "99.75"), fill(700, "x2", "stop", "SELL", "99.70", "100"),
-                   trip("e2", "x2", 400, 700, ("100", "99.70"), "-3", "stop"), equity(700, "9998"), ("note:signals", 3600, {"bin_percent": 5, "counts": [0, 2] + [0] * 18}),
+                   trip("e2", "x2", 400, 700, ("100", "99.70"), "-3", "stop"), equity(700, "9998"),
+                   ("note:signals", 3600, {"bin_percent": 5, "counts": [0, 2] + [0] * 18}),
                    ("run:end", 3600, {"ok": True, "flat": True, "reason": "stopped: flatten", "rows": 9, "equity": "9998", "start_equity": "10000"}))
 
 
 def test_figures_by_hand(tmp_path):
     k = kpis(by_hand(tmp_path))
-    exact = {"round_trips": 2, "win_rate": 0.5, "average_win": 5.0, "average_loss": -7.0, "payoff": 5 / 7, "profit_factor": 5 / 7, "gross_pnl": 6.0, "fees": 8.0,
-             "net_pnl": -2.0, "fees_of_round_trips": 8.0, "traded_value": 1001 + 1010 + 1000 + 997, "hours": 1.0, "trades_per_hour": 2.0, "time_in_market": 600 / 3600,
-             "peak_exposure": 1001 / 10000, "max_drawdown": 7.0, "max_drawdown_pct": 7 / 10005, "driftless_win_rate": 0.2, "sharpe_periods": 2}
+    exact = {"round_trips": 2, "win_rate": 0.5, "average_win": 5.0, "average_loss": -7.0, "payoff": 5 / 7, "profit_factor": 5 / 7,
+             "gross_pnl": 6.0, "fees": 8.0, "net_pnl": -2.0, "fees_of_round_trips": 8.0,
+             "traded_value": 1001 + 1010 + 1000 + 997, "hours": 1.0, "trades_per_hour": 2.0,
+             "time_in_market": 600 / 3600, "peak_exposure": 1001 / 10000, "max_drawdown": 7.0,
+             "max_drawdown_pct": 7 / 10005, "driftless_win_rate": 0.2, "sharpe_periods": 2}
     assert {n: k[n] for n in exact} == pytest.approx(exact)
     assert k["slippage_entries_bps"] == pytest.approx(1e4 * (0.10 * 10) / (1000 + 1000))
-    assert k["slippage_exits_bps"] == pytest.approx(1e4 * (0.05 * 10) / (1010 + 997.5))     # the stop aimed at 99.75, not at the touch when it was placed
+    # the stop aimed at 99.75, not at the touch when it was placed
+    assert k["slippage_exits_bps"] == pytest.approx(1e4 * (0.05 * 10) / (1010 + 997.5))
     assert k["average_exposure"] == pytest.approx((300 * 1001 + 300 * 1000) / (3600 * 10000))
     cost = (8 + 1.5) / (1001 + 1000)
     assert k["cost_round_trip_bps"] == pytest.approx(1e4 * cost)
@@ -118,15 +124,24 @@ def test_results_that_cannot_be_written_are_refused(tmp_path):
 
 def test_no_trades_says_why(tmp_path):
     run = written(tmp_path, begin(), ("note:entries", 0, {"on": False, "code": "paused"}), ("note:entries", 600, {"on": True, "code": ""}),
-                  ("note:refusal", 700, {"symbol": "A", "code": "spread", "previous_repeated": 0}), ("note:refusal", 800, {"symbol": "A", "code": "depth", "previous_repeated": 7}),
-                  ("note:refusal_count", 900, {"symbol": "A", "code": "depth", "repeated": 2}), ("note:signals", 900, {"bin_percent": 5, "counts": [0] * 19 + [11]}))
+                  ("note:refusal", 700, {"symbol": "A", "code": "spread", "previous_repeated": 0}),
+                  ("note:refusal", 800, {"symbol": "A", "code": "depth", "previous_repeated": 7}),
+                  ("note:refusal_count", 900, {"symbol": "A", "code": "depth", "repeated": 2}),
+                  ("note:signals", 900, {"bin_percent": 5, "counts": [0] * 19 + [11]}))
     assert refusals_by_reason(run) == {"spread": 8, "depth": 3}
     said = "\n".join(why_few(run))
+    assert "journal does not tell" not in said
     assert "11 signals" in said and "refused 8 times: spread" in said and "entries off for 10 min: paused" in said
     k = kpis(run)
     for name, value in k.items():
         assert value is None and k["reasons"][name] or name == "reasons" or math.isfinite(value)
     assert "refused 8 times: spread" in report_text(tmp_path)
+
+
+def test_refusals_the_journal_lost_are_counted(tmp_path):
+    run = written(tmp_path, begin(), ("note:refusal", 7, {"symbol": "A", "code": "spread", "previous_repeated": 0}),
+                  ("note:signals", 9, {"bin_percent": 5, "counts": [9] + [0] * 19}))
+    assert "8 signals more were refused; the journal does not tell by which gate" in why_few(run)
 
 
 def test_empty_run(tmp_path):

@@ -423,7 +423,10 @@ def why_few(
     seen = sum(run.signals or ())
     out = ["the journal does not tell how many signals there were" if run.signals is None else
            f"{seen} signal{'s' * (seen != 1)} won a decision window; {len(run.decisions)} passed every gate"]
-    out += [f"refused {n} times: {code}" for code, n in refusals_by_reason(run).items()]
+    counts = refusals_by_reason(run)
+    out += [f"refused {n} times: {code}" for code, n in counts.items()]
+    lost = seen - len(run.decisions) - sum(counts.values())
+    if lost > 0: out.append(f"{lost} signal{'s' * (lost != 1)} more were refused; the journal does not tell by which gate")
     out += [f"entries off for {_span(s)}: {code}" for code, s in entries_off(run).items() if s >= 1 and code != "stopping"]
     if seen == 0 and run.signals is not None:
         out.append("the rule's conditions (pressure bounds, depth ratio, spread, warm-up, windows) never held together while entries were on")
@@ -577,8 +580,8 @@ def render_text(
     chain = "whole" if v.ok else f"BROKEN at record {v.first_bad_seq}"
     head = [f"{run.dir.name}: {end} ({s['reason']})", f"{incarnations_text(run)}, journal {chain}: {v.count} records, head {v.head[:16]}",
             f"orders {len(run.orders)}, fills {len(run.fills)}, round trips {len(run.round_trips)}", ""]
-    trips = [f"{r.symbol:12} {'long ' if r.side == 'BUY' else 'short'} {r.qty} at {px_text(r.entry_px)} -> {px_text(r.exit_px)}  gross {r.gross:.2f}  net {r.net:.2f}"
-             f"  {r.reason}" for r in each(run.round_trips.tail(20))]
+    trips = [f"{r.symbol:12} {'long ' if r.side == 'BUY' else 'short'} {r.qty} at {px_text(r.entry_px)} -> {px_text(r.exit_px)}"
+             f"  gross {r.gross:.2f}  net {r.net:.2f}  {r.reason}" for r in each(run.round_trips.tail(20))]
     figures = [f"{label:42} {shown(n, k[n]):>14}  {k['reasons'].get(n, '')}".rstrip() for n, label in LABELS.items()]
     odds = [f"{i:66} win rate {r['win rate']:>7}  payoff {r['payoff']:>5}" for i, r in _rows(odds_table(run))]
     return "\n".join([*head, *(_block("Round trips (last 20)", trips) if trips else []), *_block("Figures", figures), *_block("Odds", odds),
