@@ -69,7 +69,7 @@ def styled(
     grid = {"gridcolor": "rgba(127,127,127,0.25)", "zerolinecolor": "rgba(127,127,127,0.5)", "linecolor": GREY}
     fig.update_layout(title={"text": title, "font": {"size": 15}}, height=height, margin={"l": 60, "r": 20, "t": 50, "b": 40}, font={"color": GREY},
                       paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", hovermode="x unified",
-                      legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"})
+                      legend={"orientation": "h", "y": -0.14, "yanchor": "top", "x": 0})
     fig.update_xaxes(**grid)
     fig.update_yaxes(**grid)
     return fig
@@ -100,8 +100,13 @@ def busiest(
     run: RunData,
     universe: Universe,
 ) -> str:  # symbol
-    "The symbol with most round trips; else with most decisions or refusals; else the first."
-    for table in (run.round_trips, run.decisions, run.refusals):
+    "The symbol with most round trips, and of those the one held longest; else with most decisions or refusals; else the first."
+    held: dict[str, tuple[int, int]] = {}
+    for r in each(run.round_trips):
+        n, ns = held.get(r.symbol, (0, 0))
+        held[r.symbol] = (n + 1, ns + r.exit_ts - r.entry_ts)
+    if held: return max(held, key=lambda s: held[s])
+    for table in (run.decisions, run.refusals):
         counts = table["symbol"].value_counts()
         if len(counts): return str(counts.index[0])
     return universe[0].symbol
@@ -160,7 +165,8 @@ def price_figure(
     for reason in sorted({r.reason for r in trips}):
         said = [(r.exit_ts, r.exit_px, f"{reason}: net {r.net:.2f}") for r in trips if r.reason == reason]
         points(fig, f"exit: {reason}", EXIT_SYMBOLS.get(reason, "circle"), ORANGE, said, zone)
-    return styled(fig, f"{symbol}: {len(trips)} round trips" if trips else f"{symbol}: no round trip")
+    net = sum(float(r.net) for r in trips)
+    return styled(fig, f"{symbol}: {len(trips)} round trip{'s' * (len(trips) != 1)}, net {net:+,.2f}" if trips else f"{symbol}: no round trip")
 
 # %% ../../nbs/research/00_plots.ipynb #c0bd13cf
 def points(fig: go.Figure, name: str, mark: str, color: str, at: list[tuple[int, Any, str]], zone: str) -> None:
