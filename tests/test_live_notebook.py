@@ -36,12 +36,12 @@ def tape(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def papermill(tmp_path: Path, params: dict[str, Any], *args: str) -> "subprocess.Popen[str]":
+def papermill(tmp_path: Path, params: dict[str, Any], *args: str, **environ: str) -> "subprocess.Popen[str]":
     "papermill on the live notebook, in its own session; the run folder is tmp_path/run."
     run_dir = tmp_path / "run"
     run_dir.mkdir(exist_ok=True)
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(params))
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1", **environ}
     argv = [*command(), "--engine", "live", "--no-progress-bar", str(NOTEBOOK), str(run_dir / "live_trading.ipynb"), "-f", str(tmp_path / "p.yaml"),
             "-r", "run_dir", str(run_dir), *args]
     return subprocess.Popen(argv, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
@@ -135,6 +135,19 @@ def test_bad_parameters_are_refused_by_name_before_anything_starts(tape: Path, t
     assert not (tmp_path / "run" / "store.db").exists()
 
 
+def test_a_session_that_dies_fails_the_notebook_after_the_report_and_can_be_resumed(tape: Path, tmp_path: Path) -> None:
+    params = {"recording": str(tape), **BUSY}
+    rc, out = finish(papermill(tmp_path, params, SCALP_CRASH_AT="20"))
+    run_dir = tmp_path / "run"
+    assert rc == 1 and "SessionFailed" in out and "killed by SIGKILL" in out, out[-2000:]
+    assert json.loads((run_dir / "results.json").read_text())["status"]["ok"] is None
+    assert "no end in the journal" in outputs(run_dir / "live_trading.ipynb")
+    rc, out = finish(papermill(tmp_path, params))
+    assert rc == 0, out[-2000:]
+    run = load_run(run_dir)
+    assert flat(run) and [x.end is None for x in run.lives] == [True, False]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_drains_and_finishes_the_report(tape: Path, tmp_path: Path, sig: int) -> None:
@@ -161,24 +174,26 @@ def kernel_of(p: "subprocess.Popen[str]") -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["kernel", "papermill"])
-def test_a_kill_leaves_a_flat_whole_journal(tape: Path, tmp_path: Path, victim: str) -> None:
+@pytest.mark.parametrize("victim, reason", [("kernel", "without a word"), ("papermill", "without a word"), ("hung kernel", "no heartbeat")])
+def test_a_kill_leaves_a_flat_whole_journal(tape: Path, tmp_path: Path, victim: str, reason: str) -> None:
     speed = 5.0
     p = papermill(tmp_path, {"recording": str(tape), "speed": speed, **BUSY})
     run_dir = tmp_path / "run"
     try: until(lambda: holding(run_dir), "a position")
     except AssertionError:
         p.kill(); raise
-    os.kill(kernel_of(p) if victim == "kernel" else p.pid, signal.SIGKILL)
+    kernel = kernel_of(p)
+    os.kill(p.pid if victim == "papermill" else kernel, signal.SIGSTOP if victim == "hung kernel" else signal.SIGKILL)
     at = time.monotonic()
     run = until(lambda: ended(run_dir), "the end of the journal", 30)
     waited = time.monotonic() - at
+    if victim == "hung kernel": os.kill(kernel, signal.SIGKILL)
     rc, _ = finish(p, 30)
     assert rc != 0
     assert flat(run) and run.verdict.ok
     asked = run.controls[run.controls["action"] == "stop"].iloc[0]
-    assert asked["who"] == "lease" and "without a word" in str(asked["args"])
+    assert asked["who"] == "lease" and reason in str(asked["args"])
     assert max(run.fills["ts"].max(), run.orders["updated_ts"].max()) - asked["ts"] <= 2_000_000_000   # flat within 2 s of event time of noticing
-    assert waited < 10
+    assert waited < 15   # a hung kernel is noticed after the lease's five seconds
     assert json.loads(write_results(run_dir).read_text())["status"]["ok"] is True
     assert replay_run(run_dir).ok
