@@ -140,7 +140,9 @@ def test_no_trades_says_why(tmp_path):
 
 def test_refusals_the_journal_lost_are_counted(tmp_path):
     run = written(tmp_path, begin(), ("note:refusal", 7, {"symbol": "A", "code": "spread", "previous_repeated": 0}),
+                  ("note:trip", 8, {"breaker": "daily_loss", "reason": "x", "numbers": {}}),
                   ("note:signals", 9, {"bin_percent": 5, "counts": [9] + [0] * 19}))
+    assert "trip: daily_loss" in why_few(run)
     assert "8 signals more were refused; the journal does not tell by which gate" in why_few(run)
 
 

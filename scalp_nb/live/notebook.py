@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['SECTIONS', 'SHIPPED', 'LEAST_BYTES', 'POLL_S', 'LiveParameters', 'assigned', 'injected', 'refuse_unknown',
-           'strict_parameters', 'folders', 'found_path', 'top_folder', 'chosen_run_dir', 'Plan', 'overrides',
+           'strict_parameters', 'folders', 'found_path', 'top_folder', 'chosen_run_dir', 'Plan', 'data_of', 'overrides',
            'plan_run', 'changes', 'echo', 'Check', 'PreflightFailed', 'attempt', 'Preflight', 'preflight',
            'quality_line', 'Outcome', 'SessionFailed', 'tail', 'status_line', 'StatusLine', 'write_config',
            'stop_handlers', 'picture', 'hold', 'outcome_table', 'report_of', 'require_ok', 'resolved', 'summary',
@@ -147,13 +147,17 @@ class Plan:
     run_dir: Path
     source: str   # where the configuration came from
 
-def overrides(p: LiveParameters, here: Path, file_recording: bool) -> dict[str, Any]:
+def data_of(p: LiveParameters, base: RunConfig) -> tuple[str, str]:
+    "Recording and universe: the parameters', else the configuration's, else what ships. A universe belongs to its recording."
+    if p.recording: return p.recording, p.universe
+    if base.data.recording: return str(base.data.recording), p.universe or str(base.data.universe or "")
+    return SHIPPED[0], p.universe or SHIPPED[1]
+
+def overrides(p: LiveParameters, here: Path, base: RunConfig) -> dict[str, Any]:
     "The notebook's parameters as values of a RunConfig."
-    recording, universe = p.recording, p.universe
-    if not recording and not file_recording: recording, universe = SHIPPED[0], universe or SHIPPED[1]
+    recording, universe = data_of(p, base)
     out: dict[str, Any] = {s: dict(getattr(p, s)) for s in SECTIONS if getattr(p, s)}
-    if recording: out["data.recording"] = str(found_path(recording, here))
-    if universe: out["data.universe"] = str(found_path(universe, here))
+    out["data.recording"], out["data.universe"] = str(found_path(recording, here)), str(found_path(universe, here)) if universe else None
     if p.symbols: out["data.symbols"] = list(p.symbols)
     if p.speed is not None: out["data.speed"] = p.speed
     if p.live_money: out["live.enabled"] = True
@@ -169,7 +173,7 @@ def plan_run(
     p, at = strict_parameters(given, history), here or Path.cwd()
     path = found_path(p.config, at) if p.config else None
     base = load_config(RunConfig, at / path) if path else RunConfig()
-    cfg = load_config(RunConfig, at / path if path else None, overrides(p, at, base.data.recording is not None))
+    cfg = load_config(RunConfig, at / path if path else None, overrides(p, at, base))
     return Plan(cfg, chosen_run_dir(p, at, datetime.now(UTC)), f"{path} and the parameters" if path else "the parameters")
 
 # %% ../../nbs/live/01_notebook.ipynb #14f4a499

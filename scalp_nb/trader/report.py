@@ -428,6 +428,7 @@ def why_few(
     lost = seen - len(run.decisions) - sum(counts.values())
     if lost > 0: out.append(f"{lost} signal{'s' * (lost != 1)} more were refused; the journal does not tell by which gate")
     out += [f"entries off for {_span(s)}: {code}" for code, s in entries_off(run).items() if s >= 1 and code != "stopping"]
+    out += [f"{n} times {code}" if n > 1 else code for code, n in run.alerts["code"].value_counts(sort=False).items()]
     if seen == 0 and run.signals is not None:
         out.append("the rule's conditions (pressure bounds, depth ratio, spread, warm-up, windows) never held together while entries were on")
     return out
@@ -585,7 +586,7 @@ def render_text(
     figures = [f"{label:42} {shown(n, k[n]):>14}  {k['reasons'].get(n, '')}".rstrip() for n, label in LABELS.items()]
     odds = [f"{i:66} win rate {r['win rate']:>7}  payoff {r['payoff']:>5}" for i, r in _rows(odds_table(run))]
     return "\n".join([*head, *(_block("Round trips (last 20)", trips) if trips else []), *_block("Figures", figures), *_block("Odds", odds),
-                      *_block("Why not more trades", why_few(run)), *_block("Alerts", map(str, run.alerts["code"].unique())),
+                      *_block("Why not more trades", why_few(run)),
                       *_block("Assumed", (f"{a}: {b}" for a, b in assumptions(run).items()))]).rstrip()
 
 def report_text(
