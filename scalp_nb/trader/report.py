@@ -428,7 +428,7 @@ def why_few(
     lost = seen - len(run.decisions) - sum(counts.values())
     if lost > 0: out.append(f"{lost} signal{'s' * (lost != 1)} more were refused; the journal does not tell by which gate")
     out += [f"entries off for {_span(s)}: {code}" for code, s in entries_off(run).items() if s >= 1 and code != "stopping"]
-    out += [f"{n} times {code}" if n > 1 else code for code, n in run.alerts["code"].value_counts(sort=False).items()]
+    out += [f"{n} times {code}" if n > 1 else str(code) for code, n in run.alerts["code"].value_counts(sort=False).items()]
     if seen == 0 and run.signals is not None:
         out.append("the rule's conditions (pressure bounds, depth ratio, spread, warm-up, windows) never held together while entries were on")
     return out
