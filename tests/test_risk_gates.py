@@ -81,6 +81,8 @@ CASES: dict[str, Case] = {
     "spread": Case(({"bid": 99.0}, {"bid": 199.5, "ask": 200.51},
                     {"bid": 100.0}, {"bid": 100.05}, {"bid": 0.0}, {"bid": -1.0}, {"ask": 0.0}, {"ask": math.inf}),
                    ({"bid": 99.8, "ask": 100.2}, {"bid": 199.5, "ask": 200.5}), unknown=("bid", "ask")),
+    "stop_distance": Case(({"bid": 99.75}, {"bid": 99.0}, {"side": -1, "stop_px": 100.0}, {"side": -1, "stop_px": 99.0}),
+                          ({"bid": 99.76}, {"side": -1, "stop_px": 100.01}), unknown=("bid", "stop_px")),
     "depth": Case(({"displayed_qty": 99.99}, {"displayed_qty": 0.0}), ({"displayed_qty": 100.0},), unknown=("displayed_qty", "qty")),
     "volume": Case(({"volume": 999.99},), ({"volume": 1000.0},), unknown=("volume",)),
     "price_collar": Case(({"price": 102.01}, {"price": 97.99}), ({"price": 102.0}, {"price": 98.0}), unknown=("price", "ref_px")),

@@ -200,7 +200,9 @@ def test_a_planted_difference_refuses_to_trade_and_prints_it(tape, tmp_path, cap
     forged = json.loads(fill) | {"exec": "X9", "ts": json.loads(fill)["ts"] + 1}
     submit = json.loads(next(line for line in (run_dir / "venue.jsonl").read_text().splitlines() if '"op":"submit"' in line))
     submit["id"] = submit["intent"]["id"] = forged["id"] = "feedfeedfeedfeedfee"
-    ack = {"k": "ack", "ts": forged["ts"], "id": forged["id"], "venue_id": "X99999", "reason": ""}
+    number = sum('"k":"ack"' in line for line in (run_dir / "venue.jsonl").read_text().splitlines()) + 1
+    ack = {"k": "ack", "ts": forged["ts"], "id": forged["id"], "venue_id": f"X{number:08d}", "reason": ""}
+    forged["exec"] = f"X{number:08d}.1"
     with open(run_dir / "venue.jsonl", "a") as f:
         f.writelines(json.dumps(x, separators=(",", ":")) + "\n" for x in (submit, ack, forged))
     assert run_session(cfg, run_dir) == EXIT_REFUSED
@@ -239,7 +241,7 @@ def test_a_full_disk_stops_trading_and_leaves_the_journal_intact(tape, tmp_path)
     ({"data.start": "2030-01-01"}, DataError, "rows left"),
     ({"session.rules_date": "1999-01-04"}, RuleError, "no rule table for the date"),
     ({"strategy.levels": 5, "data.recording": "one_level"}, ConfigError, "levels: needs 5"),
-    ({"data.recording": "truncated"}, RecordingError, "trunc"),
+    ({"data.recording": "truncated"}, RecordingError, "the file has no end"),
     ({"data.universe": "duplicated.csv"}, UniverseError, "duplicate"),
     ({"data.universe": "other.csv"}, DataError, "symbols of the universe file"),
 ])
@@ -298,3 +300,39 @@ def test_money_in_the_tables_is_exact(tape, tmp_path):
     store = Store.open(run_dir / "store.db", "test", exclusive=False)
     cash = Decimal(1_000_000) - sum((f.side * f.qty * f.px + fee for f, fee, _ in store.fills()), Decimal(0))
     assert Decimal(end(run_dir)["equity"]) == cash
+
+
+def test_a_silent_market_does_not_make_the_session_deaf(tape, tmp_path):
+    rows, uni = synthetic(n_symbols=2, seconds=60)
+    rows["ts"][len(rows) // 2:] += 3_600_000_000_000
+    rows["recv"][len(rows) // 2:] += 3_600_000_000_000
+    write_parquet(rows, uni, tmp_path / "gap.parquet")
+    cfg = conf(tape, **{"data.recording": str(tmp_path / "gap.parquet"), "data.speed": 30.0})
+    run_dir = folder(tmp_path, cfg)
+    threading.Timer(3.0, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    begin = time.monotonic()
+    assert run_session(cfg, run_dir) == EXIT_OK
+    assert time.monotonic() - begin < 15
+    assert end(run_dir)["flat"]
+
+
+def test_a_defect_while_trading_closes_everything_and_is_journalled(tape, tmp_path, capsys, monkeypatch):
+    from scalp_nb.trader import session
+    cfg = conf(tape)
+    run_dir = folder(tmp_path, cfg)
+    real, calls = session.interruptions, []
+
+    def broken(run):
+        calls.append(1)
+        if run.runner.trader.held and not any(x == "raised" for x in calls):
+            calls.append("raised")
+            raise ZeroDivisionError("a defect")
+        real(run)
+    monkeypatch.setattr(session, "interruptions", broken)
+    monkeypatch.setattr(session, "SLICE", 16)
+    assert run_session(cfg, run_dir) == EXIT_FAILED
+    assert "raised" in calls
+    assert of_kind(run_dir, "run:error")[0]["error"] == "ZeroDivisionError"
+    assert end(run_dir)["flat"], "the emergency exit closed the position"
+    assert replay_run(run_dir).ok
+    assert "a defect" in capsys.readouterr().err

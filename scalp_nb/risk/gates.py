@@ -8,8 +8,9 @@ __all__ = ['Numbers', 'Check', 'GATES', 'CONTROLS', 'RiskView', 'Refusal', 'Deci
            'feed_health', 'reconciled', 'symbol_free', 'eligible', 'short_sale', 'duplicate', 'reduce_only',
            'order_value', 'order_qty', 'exit_order_value', 'exit_order_qty', 'position_size', 'buying_power',
            'gross_exposure', 'concurrent_positions', 'trades_per_day', 'daily_loss', 'drawdown', 'loss_streak',
-           'loss_per_trade', 'spread', 'depth', 'volume', 'price_collar', 'exit_price_collar', 'first_minutes',
-           'last_minutes', 'order_rate', 'exit_order_rate', 'self_cross', 'check', 'controls_table', 'gate']
+           'loss_per_trade', 'spread', 'stop_distance', 'depth', 'volume', 'price_collar', 'exit_price_collar',
+           'first_minutes', 'last_minutes', 'order_rate', 'exit_order_rate', 'self_cross', 'check', 'controls_table',
+           'gate']
 
 # %% ../../nbs/risk/01_gates.ipynb #c91ea9a9
 from collections.abc import Callable
@@ -302,6 +303,14 @@ def spread(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | Non
     return Refusal("spread", "the spread is unknown, crossed or too wide",
                    (("bid", v.bid), ("ask", v.ask), ("spread", wide), ("limit", limits.max_spread_pct)))
 
+# %% ../../nbs/risk/01_gates.ipynb #d0ad6b57
+def stop_distance(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | None:
+    "The planned stop lies beyond the price the position could be closed at now."
+    closing = v.bid if v.side > 0 else v.ask
+    if (closing - v.stop_px) * v.side > 0: return None
+    return Refusal("stop_distance", "the stop would be hit at once: the spread is wider than the stop's distance",
+                   (("closing", closing), ("stop", v.stop_px), ("side", v.side)))
+
 # %% ../../nbs/risk/01_gates.ipynb #50cf5bc7
 def depth(v: RiskView, limits: RiskLimits, breakers: Breakers) -> Refusal | None:
     "Enough quantity is displayed on the opposite side."
@@ -403,6 +412,7 @@ _TIER2 = (
 # %% ../../nbs/risk/01_gates.ipynb #1ec9585f
 _TIER3 = (
     Gate("spread", spread, 3, _T, _F, (16,), ("max_spread_pct",)),
+    Gate("stop_distance", stop_distance, 3, _T, _F, (16,)),
     Gate("depth", depth, 3, _T, _F, (3, 16), ("depth_multiple",)),
     Gate("volume", volume, 3, _T, _F, (3, 16), ("min_volume",)),
     Gate("price_collar", price_collar, 3, _T, _F, (1,), ("price_collar_pct",)),

@@ -9,10 +9,11 @@ __all__ = ['NEVER', 'SECOND', 'EQUITY_NS', 'HORIZON_S', 'SILENT_NS', 'LOSS_BREAK
            'funds', 'messages', 'view', 'judged', 'numbers_of', 'finite', 'priced', 'enter', 'forget_recent',
            'send_entry', 'count_message', 'submit', 'cancel', 'place', 'blocked_exit', 'alert', 'act', 'backstop',
            'arm', 'disarm', 'sync', 'block', 'retime', 'round_fn', 'holding', 'released', 'exit_view', 'close',
-           'order_note', 'booked', 'trip_note', 'on_evidence', 'entry_ended', 'resolved', 'due_at', 'advance', 'tick',
-           'unanswered', 'tick_timers', 'replan', 'again', 'silence_due', 'watch_exposed', 'limits', 'roll_window',
-           'cutoffs', 'on_depth', 'decide', 'window_closed', 'decide_window', 'on_clock', 'on_started', 'compare',
-           'on_reconciled', 'on_account', 'on_link', 'on_control', 'finish', 'changed', 'snapshot', 'restore']
+           'order_note', 'booked', 'closed', 'trip_note', 'on_evidence', 'entry_ended', 'resolved', 'due_at', 'advance',
+           'tick', 'unanswered', 'tick_timers', 'replan', 'again', 'silence_due', 'watch_exposed', 'limits',
+           'roll_window', 'cutoffs', 'on_depth', 'decide', 'window_closed', 'decide_window', 'on_clock', 'on_started',
+           'compare', 'on_reconciled', 'on_account', 'on_link', 'on_control', 'finish', 'changed', 'snapshot',
+           'restore']
 
 # %% ../../nbs/trader/10_core.ipynb #d759b584
 import json
@@ -135,6 +136,7 @@ class Trader:
         self.entries_code, self.paused, self.stopping = "not started", "", ""
         self.reconciled = self.halted = self.curve_open = False
         self.trades_today = self.losses_row = 0
+        self.trip_net: dict[str, Decimal] = {}         # entry id -> net of what has been closed of an open position
         self.signals = [0] * 20                        # strongest candidates by strength, bins of 5 percent
         self.start_equity = self.peak_equity = Decimal(0)
         self.unresolved: set[str] = set()
@@ -335,7 +337,7 @@ def enter(t: Trader, c: Candidate, competing: int, ts: int, out: list[Command]) 
     seen = {"side": side.name, "strength": c.strength, "pressure": c.pressure, "depth_ratio": finite(c.depth_ratio), "candidates": competing}
     ref, limit = priced(t, c.sym, side)
     if limit <= 0: return refuse(t, c.sym, ts, "no_price", {"tier": 3, **seen}, out)
-    stop, _ = levels(side, limit, t.setup.exits, lambda px, d: rules.round_price(ins, px, d))
+    stop, _ = levels(side, Decimal(str(ref)), t.setup.exits, lambda px, d: rules.round_price(ins, px, d))
     vol = float(t.scanner.sym["vol"][c.sym])
     f = funds(t)
     forget_recent(t, c.sym, ts)
@@ -359,7 +361,8 @@ def send_entry(t: Trader, c: Candidate, ts: int, qty: Decimal, limit: Decimal, r
                                   limit=limit, stop=None, tif=Tif.DAY, ref_px=ref, reason="pressure")
     broken = t.setup.rules[sym].check(intent, ins)
     if broken: return refuse(t, sym, ts, "venue_rule", {"tier": 1, "violations": [str(b) for b in broken]}, out)
-    t.refusals.pop(sym, None)
+    refused = t.refusals.pop(sym, None)
+    if refused and refused[1]: out.append(Note("refusal_count", {"symbol": ins.symbol, "code": refused[0], "repeated": refused[1]}))
     t.trades_today += 1
     t.recent[sym] = {(int(c.side), qty, limit): ts}
     out.append(Note("decision", {"id": intent.id, "symbol": ins.symbol, **judgement}))
@@ -390,8 +393,9 @@ def cancel(t: Trader, o: Order, reason: str, ts: int, out: list[Command]) -> Non
 def place(t: Trader, sym: int, a: Place, ts: int, out: list[Command]) -> None:
     "Send an exit order. A refusal here is a defect or a limit on exits: it is an alert, and the planner tries again."
     ins, px = t.setup.universe[sym], touch(t, sym, int(a.side))
-    ref = Decimal(str(px)) if math.isfinite(px) else (a.limit or a.stop or t.book.avg_px(sym))
-    v = view(t, funds(t), sym, a.side, ts, a.qty, a.limit or a.stop or ref, float(a.stop or ref), Decimal("NaN"))
+    met = Decimal(str(px)) if math.isfinite(px) else (a.limit or a.stop or t.book.avg_px(sym))
+    ref = {Purpose.STOP: a.stop, Purpose.TARGET: a.limit}.get(a.purpose) or met  # a resting exit is measured against its own price
+    v = view(t, funds(t), sym, a.side, ts, a.qty, a.limit or a.stop or ref, float(a.stop or met), Decimal("NaN"))
     d = check(replace(v, duplicate=False), t.limits, t.breakers, exiting=True)
     if not d.allowed: return blocked_exit(t, sym, d.code, ts, {"purpose": a.purpose.value, "text": d.text, "numbers": numbers_of(d)}, out)
     intent = t.orders.next_intent(ts=ts, sym=sym, symbol=ins.symbol, side=a.side, purpose=a.purpose, qty=a.qty, type=a.type,
@@ -524,12 +528,20 @@ def booked(t: Trader, f: Fill, ts: int, out: list[Command]) -> None:
     out.append(Note("fill", {"id": f.client_id, "exec_id": f.exec_id, "ts": f.ts, "symbol": f.symbol, "side": f.side.name, "purpose": f.purpose.value,
                              "qty": str(f.qty), "px": str(f.px), "ref_px": str(f.ref_px), "fee": str(fee), "slippage": str(cost)}))
     for trip in t.book.apply(f, fee):
-        t.losses_row = t.losses_row + 1 if trip.net < 0 else 0
-        out.append(trip_note(trip, t.held.get(f.sym)))
+        t.trip_net[trip.entry_id] = t.trip_net.get(trip.entry_id, Decimal(0)) + trip.net
+        out.append(trip_note(trip, t))
+    if t.book.qty(f.sym) == 0: closed(t, f.sym)
 
-def trip_note(r: RoundTrip, h: Held | None) -> Note:
-    "A closed round trip."
-    reason = h.trigger if h and h.trigger else r.exit_purpose.value
+def closed(t: Trader, sym: int) -> None:
+    "A position is flat: it is one win or one loss, in however many executions it was closed."
+    for entry_id in [k for k in t.trip_net if t.orders.orders[k].intent.sym == sym]:
+        t.losses_row = t.losses_row + 1 if t.trip_net.pop(entry_id) < 0 else 0
+
+def trip_note(r: RoundTrip, t: Trader) -> Note:
+    "A closed round trip, or a part of one."
+    h = t.held.get(r.sym)
+    planned = r.exit_purpose.value if r.exit_purpose in (Purpose.STOP, Purpose.TARGET) else t.orders.orders[r.exit_id].intent.reason
+    reason = h.trigger if h and h.trigger else planned
     return Note("round_trip", {"symbol": r.symbol, "side": r.side.name, "qty": str(r.qty), "entry_ts": r.entry_ts, "exit_ts": r.exit_ts,
                                "entry_px": str(r.entry_px), "exit_px": str(r.exit_px), "gross": str(r.gross), "fees": str(r.fees), "net": str(r.net),
                                "slippage": str(r.slippage), "entry_id": r.entry_id, "exit_id": r.exit_id, "reason": reason})
@@ -853,7 +865,8 @@ def snapshot(t: Trader) -> dict[str, Any]:
     "JSON-able state that survives a restart."
     return {"orders": t.orders.snapshot(), "book": t.book.snapshot(), "breakers": t.breakers.snapshot(),
             "fees": [led.snapshot() for led in t.ledgers.values()], "trades_today": t.trades_today, "signals": list(t.signals),
-            "losses_row": t.losses_row, "paused": t.paused,
+            "losses_row": t.losses_row, "paused": t.paused, "trip_net": {k: str(v) for k, v in t.trip_net.items()},
+            "refusals": {str(s): list(r) for s, r in t.refusals.items()},
             "start_equity": str(t.start_equity), "peak_equity": str(t.peak_equity), "now": t.now, "rows": t.cursor,
             "limits": t.limits.model_dump(mode="json"), "params": t.params.model_dump(mode="json"),
             "held": {str(s): [h.entry_id, h.entry_ts, h.exit_by, h.trigger] for s, h in t.held.items()},
@@ -865,7 +878,8 @@ def restore(t: Trader, snap: Mapping[str, Any]) -> None:
     t.book.restore(snap["book"])
     t.breakers = Breakers.restore(snap["breakers"])
     t.ledgers = {k: FeeLedger.restore(led.schedule, s) for (k, led), s in zip(t.ledgers.items(), snap["fees"], strict=True)}
-    t.signals = list(snap["signals"])
+    t.signals, t.trip_net = list(snap["signals"]), {k: Decimal(v) for k, v in snap["trip_net"].items()}
+    t.refusals = {int(s): list(r) for s, r in snap["refusals"].items()}
     t.trades_today, t.losses_row, t.paused = snap["trades_today"], snap["losses_row"], snap["paused"]
     t.start_equity, t.peak_equity = Decimal(snap["start_equity"]), Decimal(snap["peak_equity"])
     t.scanner.g["now"] = max(t.now, snap["now"])

@@ -6,7 +6,8 @@
 __all__ = ['WORTH_A_STATE', 'COMMIT_S', 'SLICE', 'EXIT_OK', 'EXIT_NOT_FLAT', 'EXIT_CONFIG', 'EXIT_REFUSED', 'EXIT_FAILED',
            'EXITS', 'correlation', 'fill_of', 'StoreLedger', 'picture', 'bounds_of', 'Run', 'preload', 'resume_row',
            'begin', 'venue_clock', 'tell', 'write_log', 'request', 'stop', 'interruptions', 'lease_ended', 'heard',
-           'trade', 'drain', 'finish', 'run_session', 'failed', 'close', 'arguments', 'configured', 'main']
+           'trade', 'nap', 'drain', 'finish', 'run_session', 'failed', 'emergency', 'close', 'arguments', 'configured',
+           'main']
 
 # %% ../../nbs/trader/13_session.ipynb #29fbcb5a
 import argparse
@@ -14,7 +15,9 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -134,6 +137,7 @@ class Run:
         self.recent: deque[dict[str, Any]] = deque(maxlen=2000)   # the last records, for the stream
         self.told = 0                                             # records told so far
         self.lines: list[tuple[str, dict[str, Any]]] = []         # log lines that wait for a quiet moment
+        self.stopper = threading.Event()                          # ends the replay
         self.log = get_logger("session")
 
     market: Market
@@ -174,7 +178,8 @@ def begin(run: Run) -> None:
     run.store.append("run:begin", int(run.market.rows["recv"][0]), {
         "config": json.loads(cfg.model_dump_json()), "provenance": provenance(cfg, cfg.data.recording), "day": run.market.day.isoformat(),
         "content": run.market.content, "rows": len(run.market.rows), "symbols": list(run.market.universe.symbols), "fallback": note,
-        "capabilities": asdict(run.market.capabilities), "resumed": recovered is not None, "pid": os.getpid()})
+        "capabilities": asdict(run.market.capabilities), "currency": run.market.universe[0].currency,
+        "session": {k: getattr(setup.sessions[0], k) for k in ("open_ts", "close_ts", "continuous_close_ts")}, "resumed": recovered is not None, "pid": os.getpid()})
     run.runner = paper_run(cfg, run.market, StoreLedger(run.store, lambda kind, data: tell(run, kind, data)), run.dir / "venue.jsonl")
     run.start_row = resume_row(run.market.rows, recovered, venue_clock(run.runner.broker))
     if run.start_row: preload(run.runner.trader, run.market.rows[:run.start_row])
@@ -247,7 +252,7 @@ def trade(run: Run) -> None:
     rows = run.market.rows[run.start_row:]
     closing = int(run.market.rows["recv"].max()) - int(run.cfg.session.drain_timeout_s * 1e9)
     interruptions(run)
-    for part in replay(rows, run.cfg.data.speed, SLICE):
+    for part in replay(rows, run.cfg.data.speed, SLICE, sleep=lambda s: nap(run, s), stop=run.stopper):
         if run.runner.halted is None and run.phase == "trading": part = part[run.runner.feed(part[part["recv"] < closing]):]
         if len(part) and run.phase == "trading": stop(run, "flatten", "session", "end of data")
         if run.runner.halted is not None: break
@@ -256,6 +261,16 @@ def trade(run: Run) -> None:
         if time.monotonic() - last > COMMIT_S:
             run.store.commit(sync=False)
             last = time.monotonic()
+
+def nap(
+    run: Run,  # the run
+    seconds: float,  # until the next row is due
+) -> None:
+    "Wait without going deaf: requests are heard, and a session that is ending goes on ending, while no row comes."
+    time.sleep(min(seconds, 0.1))
+    interruptions(run)
+    if run.phase == "stopping": run.runner.advance(run.runner.trader.now + int(min(seconds, 0.1) * (run.cfg.data.speed or 1.0) * 1e9))
+    if run.runner.halted is not None: run.stopper.set()
 
 def drain(run: Run) -> None:
     "No more rows: what is still open may still be answered; then it is journalled as it is."
@@ -277,7 +292,8 @@ def finish(run: Run) -> int:
                                         "differences": sorted(t.differed), "start_equity": str(t.start_equity)}, cursor=t.cursor)
     run.store.commit(sync=True)
     write_log(run)
-    return EXIT_OK if ok else EXIT_REFUSED if h and not t.reconciled and t.stopping == "" else EXIT_NOT_FLAT
+    if ok: return EXIT_OK
+    return EXIT_REFUSED if h and not t.reconciled and not t.stopping else EXIT_NOT_FLAT
 
 # %% ../../nbs/trader/13_session.ipynb #8bd8004a
 EXIT_OK, EXIT_NOT_FLAT, EXIT_CONFIG, EXIT_REFUSED, EXIT_FAILED = 0, 1, 2, 3, 4
@@ -303,20 +319,35 @@ def run_session(
         if run.runner.halted is None: trade(run)
         if run.runner.halted is None: drain(run)
         return finish(run)
-    except ScalpError as e: return failed(run, e)
+    except Exception as e: return failed(run, e)  # whatever it is, positions are not left on their own
     finally:
         server.stop()
         close(run)
 
 # %% ../../nbs/trader/13_session.ipynb #3fa8fc03
-def failed(run: Run, e: ScalpError) -> int:
-    "A refusal or failure before or while trading."
-    started = hasattr(run, "runner") and run.runner.halted is None and bool(run.runner.trader.book.open_syms() or run.runner.trader.orders.working())
+def failed(run: Run, e: Exception) -> int:
+    "A refusal before trading, or a failure while trading."
+    if not isinstance(e, ScalpError): traceback.print_exception(e)
     print(f"scalp session: {e}", file=sys.stderr)
-    if isinstance(e, ConfigError) or not hasattr(run, "store"): return EXIT_CONFIG
-    if started and run.store.failed is not None:
+    if not hasattr(run, "runner") or run.phase == "starting": return EXIT_CONFIG if isinstance(e, ScalpError) else EXIT_FAILED
+    if run.store.failed is not None:
         print("scalp session: nothing can be made durable, so nothing is sent; open positions keep their stops at the venue", file=sys.stderr)
+        return EXIT_FAILED
+    try: emergency(run, e)
+    except Exception as again:
+        traceback.print_exception(again)
+        print("scalp session: the emergency exit failed as well; open positions keep their stops at the venue", file=sys.stderr)
     return EXIT_FAILED
+
+def emergency(run: Run, e: Exception) -> None:
+    "Journal the failure, close what is open through the ordinary path, and end."
+    t = run.runner.trader
+    run.store.append("run:error", t.now, {"error": type(e).__name__, "text": str(e)}, cursor=t.cursor)
+    run.store.commit(sync=True)
+    run.phase = "trading"
+    stop(run, "flatten", "emergency", f"{type(e).__name__}: {e}")
+    drain(run)
+    finish(run)
 
 def close(run: Run) -> None:
     "Release the venue and the store; a failed store only lets go."
