@@ -131,8 +131,8 @@ def test_lease_lost_without_a_word_flattens_and_says_why(tape, tmp_path):
 
 def test_lease_lost_with_policy_hold_keeps_positions_and_says_so(tape, tmp_path):
     read, write = os.pipe()
-    cfg = conf(tape, **{"data.speed": 60.0, "session.on_lease_lost": "hold", "exits.time_stop_s": 0.0, "exits.stop_pct": 0.05, "exits.target_pct": 0.2,
-                        "strategy.exit_on_opposite": False})
+    cfg = conf(tape, **{"data.speed": 60.0, "session.on_lease_lost": "hold", "exits.time_stop_s": 0.0, "exits.stop_pct": 0.05,
+                        "exits.target_pct": 0.2, "strategy.exit_on_opposite": False})
     run_dir = folder(tmp_path, cfg)
     threading.Timer(2.5, lambda: os.close(write)).start()
     assert run_session(cfg, run_dir, LeaseWatch(read)) == 1

@@ -179,7 +179,8 @@ def begin(run: Run) -> None:
         "config": json.loads(cfg.model_dump_json()), "provenance": provenance(cfg, cfg.data.recording), "day": run.market.day.isoformat(),
         "content": run.market.content, "rows": len(run.market.rows), "symbols": list(run.market.universe.symbols), "fallback": note,
         "capabilities": asdict(run.market.capabilities), "currency": run.market.universe[0].currency,
-        "session": {k: getattr(setup.sessions[0], k) for k in ("open_ts", "close_ts", "continuous_close_ts")}, "resumed": recovered is not None, "pid": os.getpid()})
+        "session": {k: getattr(setup.sessions[0], k) for k in ("open_ts", "close_ts", "continuous_close_ts")},
+        "resumed": recovered is not None, "pid": os.getpid()})
     run.runner = paper_run(cfg, run.market, StoreLedger(run.store, lambda kind, data: tell(run, kind, data)), run.dir / "venue.jsonl")
     run.start_row = resume_row(run.market.rows, recovered, venue_clock(run.runner.broker))
     if run.start_row: preload(run.runner.trader, run.market.rows[:run.start_row])
