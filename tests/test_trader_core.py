@@ -58,6 +58,15 @@ def test_scan_decides_the_same_however_the_stream_is_cut(seed, cuts, by_address)
     assert seed != 0 or len(whole) > 5  # the tape does make the scan stop
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_row_by_row_is_the_same_as_one_block(seed):
+    """Also what is due between two rows happens at its own time, whichever event brings the news."""
+    rows, uni = synthetic(n_symbols=2, seconds=900, seed=seed, episode_every_s=60.0)
+    whole, single = run_all(config(), rows, uni), run_all(config(), rows, uni, list(range(1, len(rows))))
+    assert [(ts, dumps(encode(c))) for ts, c in said(whole)] == [(ts, dumps(encode(c))) for ts, c in said(single)]
+    assert len(notes(whole, "round_trip")) >= 3
+
+
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.integers(1, 5399), min_size=1, max_size=30), st.integers(1, 3))
 def test_trader_says_the_same_however_the_stream_is_cut(cuts, seed):

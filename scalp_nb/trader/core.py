@@ -671,8 +671,8 @@ def on_depth(t: Trader, e: Depth, out: list[Command]) -> None:
     "Consume rows up to the first decision."
     t.consumed, t.watched, n = e.start, -1, len(e.rows)
     while not out and not t.halted and t.watched < 0:
-        due = due_at(t)
-        t.consumed = t.scanner.run(e.rows, t.consumed, min(e.until, due))
+        t.consumed = t.scanner.run(e.rows, t.consumed, min(e.until, due_at(t)))
+        due = due_at(t)  # again: the scan may have opened a decision window that ends before what was due
         if t.scanner.reason & UNTIL and due <= e.until: advance(t, due, out)
         elif t.scanner.reason & UNTIL: break
         elif t.scanner.reason: decide(t, out)
