@@ -56,7 +56,7 @@ def steps(jobs: int, run_dir: Path) -> list[Step]:
              "the cell shown failed: `.venv/bin/nbdev_test --path nbs/<room>/<notebook>.ipynb --do_print` runs one notebook"),
         Step("pytest", [python, "-m", "pytest", "tests", "-n", str(jobs), "--dist", "loadscope"],
              "`.venv/bin/pytest <the failing id> -x` runs one test"),
-        Step("nbval", [python, "-m", "pytest", "--nbval", "nbs", "--nbval-sanitize-with", "tests/gates/nbval.cfg", "--nbval-cell-timeout", "60",
+        Step("nbval", [python, "-m", "pytest", "--nbval", "nbs", "--nbval-sanitize-with", "tests/gates/nbval.cfg", "--nbval-cell-timeout", "180",
                        "--nbval-current-env", "-n", str(jobs), "--dist", "loadfile", "-p", "no:cacheprovider"],
              "a notebook fails, or prints something other than its stored output: run it again in JupyterLab and save, then `make notebooks`"),
         Step("replay", ["make", "--no-print-directory", "live", f"RUN={run_dir}"],
