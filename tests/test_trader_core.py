@@ -16,7 +16,7 @@ from scalp_nb.order.types import Intent, OrderState, Purpose
 from scalp_nb.strategy.pressure import PressureParams, rule_params
 from scalp_nb.strategy.scan import WINDOW, Scanner, scan_at
 from scalp_nb.trader.core import Trader, TraderError, restore, snapshot
-from scalp_nb.trader.events import Control, Depth, Halt, Note, Submit
+from scalp_nb.trader.events import AccountState, Control, Depth, Halt, Link, Note, Reconciled, Submit
 from scalp_nb.trader.journal import dumps, encode
 from scalp_nb.trader.runner import Memory
 from scalp_nb.trader.setup import paper_run
@@ -292,3 +292,65 @@ def test_a_loss_breaker_trips_on_the_row_that_breaks_it_and_closes(breaker, limi
     assert r.halted is not None and r.halted.ok
     exits = [x["reason"] for x in notes(r, "exit")]
     assert breaker in exits or not [x for x in notes(r, "round_trip") if x["exit_ts"] > when + 5_000_000_000]
+
+
+def test_a_lost_connection_blocks_entries_until_it_is_back_and_settled():
+    r, rows = started()
+    r.send(Link(r.trader.now, "feed", False, "socket closed"))
+    r.feed(rows[:2000])
+    assert not [c for _, c in said(r) if isinstance(c, Submit)]
+    r.send(Link(r.trader.now, "feed", True))
+    r.feed(rows[2000:])
+    assert [c for _, c in said(r) if isinstance(c, Submit)]
+    assert [n["bits"] for n in notes(r, "health")][:2] == [["feed_down"], ["feed_up"]]
+
+
+def test_cash_that_differs_is_an_alert():
+    r, _ = started()
+    a = r.broker.state(r.trader.now).account
+    r.send(AccountState(r.trader.now, a))
+    assert notes(r, "alert") == []
+    r.send(AccountState(r.trader.now, replace(a, cash=a.cash + 1)))
+    assert notes(r, "alert")[0]["code"] == "cash_differs"
+
+
+def test_a_difference_while_trading_trips_the_breaker_when_seen_twice():
+    r, _ = started()
+    state = replace(r.broker.state(r.trader.now), positions=(("S0", Decimal(3), Decimal(500)),))
+    r.send(Reconciled(r.trader.now, state))
+    assert not r.trader.breakers.tripped, "one picture may be taken between a fill and the news of it"
+    r.send(Reconciled(r.trader.now, state))
+    assert "reconcile" in r.trader.breakers.tripped and r.trader.entries_code == "breaker"
+
+
+def test_a_fill_that_never_reaches_us_is_fetched_and_protected():
+    """Invariant 5: the look-up says filled, the execution is missing: the broker's list is fetched, the position gets its stop."""
+    r, rows = started(**{"paper": {"late_fill_prob": 1.0, "late_fill_ns": 50_000_000_000}})
+    k = 0
+    while not r.broker.venue.fills:
+        r.feed(rows[k:k + 5])
+        k += 5
+    filled = r.broker.venue.fills[0].ts
+    while not r.trader.held:
+        r.feed(rows[k:k + 1])
+        k += 1
+        assert r.trader.now - filled < 5_000_000_000, "protected long before the late news comes"
+    t = r.trader
+    sym = next(iter(t.held))
+    assert [o for o in t.orders.working(sym) if o.intent.purpose is Purpose.STOP]
+    assert [e for _, e in r.ledger.events if isinstance(e, Reconciled)]
+
+
+def test_square_off_before_the_close():
+    rows, uni = synthetic(seconds=1800)
+    shift = int(5.6 * 3600e9)
+    for f in ("ts", "recv"):
+        rows[f] += shift
+    r = run_all(config(**{"exits.time_stop_s": 0.0, "exits.stop_pct": 0.05, "exits.target_pct": 0.2, "strategy.exit_on_opposite": False}), rows, uni, drain_s=1)
+    t = r.trader
+    assert not t.held and r.halted is not None and r.halted.ok
+    assert {x["reason"] for x in notes(r, "exit")} == {"square_off"}
+    last = max(x["exit_ts"] for x in notes(r, "round_trip"))
+    assert t.flat_by[0] <= last <= t.flat_by[0] + 10_000_000_000
+    entries = [c.intent.ts for _, c in said(r) if isinstance(c, Submit) and c.intent.purpose is Purpose.ENTRY]
+    assert entries and max(entries) < t.last_entry[0]

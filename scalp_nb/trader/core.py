@@ -49,7 +49,7 @@ from ..strategy.pressure import PressureParams, rule_params
 from ..strategy.ranking import Candidate, rank
 from ..strategy.scan import EXIT_STOP, EXIT_TARGET, EXITS, HEALTH, LONG_OK, LOSS, SHORT_OK, SILENCE, UNTIL, WATCH, WINDOW, Scanner
 from scalp_nb.trader.events import (
-    AccountState, Cancel, Clock, Command, Control, Depth, Event, Evidence, Halt, Link, Note, Query, Reconciled, Started, Submit,
+    AccountState, Cancel, Clock, Command, Control, Depth, Event, Evidence, Halt, Link, Note, Picture, Query, Reconciled, Started, Submit,
 )
 from .reconcile import explain, reconcile
 
@@ -555,6 +555,7 @@ def on_evidence(t: Trader, e: Evidence, out: list[Command]) -> None:
     if result.anomaly: alert(out, "order_anomaly", id=e.update.client_id, what=result.anomaly, kind=e.update.kind.value, text=e.update.text)
     o = result.order
     if o is None: return
+    if result.anomaly and "missing_fills" in result.anomaly: out.append(Picture("executions the broker counts have not reached us"))
     if result.fill is not None: booked(t, result.fill, e.ts, out)
     if before is None or before.state is not o.state or before.filled != o.filled: out.append(order_note(o))
     if o.intent.purpose is Purpose.ENTRY and before is not None and before.live and not o.live: entry_ended(t, o, e.ts)
@@ -761,7 +762,8 @@ def on_reconciled(t: Trader, e: Reconciled, out: list[Command]) -> None:
     "A fresh picture from the broker while trading."
     advance(t, e.ts, out)
     compare(t, e.broker, e.ts, out, starting=False)
-    for sym in {o.intent.sym for o in t.orders.working()} | set(t.held): sync(t, sym, e.ts, out)
+    for sym in sorted({o.intent.sym for o in t.orders.working()} | set(t.held) | set(t.book.open_syms())): sync(t, sym, e.ts, out)
+    limits(t, e.ts, out)
     switch(t, out)
 
 def on_account(t: Trader, e: AccountState, out: list[Command]) -> None:

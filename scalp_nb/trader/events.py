@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Event', 'Command', 'Started', 'Depth', 'Clock', 'Evidence', 'AccountState', 'Reconciled', 'Control', 'Link', 'Submit',
-           'Cancel', 'Query', 'Note', 'Halt']
+           'Cancel', 'Query', 'Picture', 'Note', 'Halt']
 
 # %% ../../nbs/trader/00_events.ipynb #cc0b7c35
 from dataclasses import dataclass, field
@@ -88,6 +88,11 @@ class Query:
     client_id: str
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    "Take the broker's picture now: a Reconciled event follows when it answers."
+    reason: str
+
+@dataclass(frozen=True, slots=True)
 class Note:
     "Journal this."
     kind: str               # signal | refusal | decision | health | order | fill | trip | round_trip | equity | reconcile | alert | control
@@ -99,4 +104,4 @@ class Halt:
     reason: str
     ok: bool                # True when the book is flat and nothing is open
 
-Command = Submit | Cancel | Query | Note | Halt
+Command = Submit | Cancel | Query | Picture | Note | Halt

@@ -9,10 +9,10 @@ __all__ = ['Ledger', 'Memory', 'Runner']
 from collections.abc import Sequence
 from typing import Protocol
 
-from ..broker.base import Broker
+from ..broker.base import Broker, BrokerError
 from ..feed.depth import Rows
 from .core import NEVER, Trader, due_at
-from .events import Cancel, Clock, Command, Depth, Event, Evidence, Halt, Query, Started, Submit
+from .events import Cancel, Clock, Command, Depth, Event, Evidence, Halt, Picture, Query, Reconciled, Started, Submit
 
 # %% ../../nbs/trader/11_runner.ipynb #d2e07912
 class Ledger(Protocol):
@@ -61,6 +61,13 @@ class Runner:
             elif isinstance(c, Cancel): self.broker.cancel(c.client_id, ts)
             elif isinstance(c, Query): self.broker.query(c.client_id, ts)
             elif isinstance(c, Halt): self.halted = c
+        if any(isinstance(c, Picture) for c in commands): self.look(ts)
+
+    def look(self, ts: int) -> None:
+        "Compare books with the broker. One that cannot be reached now is asked again with the order's next look-up."
+        try: state = self.broker.state(ts)
+        except BrokerError: return
+        self.send(Reconciled(ts, state))
 
     def start(self, ts: int, recovered: dict[str, object] | None = None) -> None:
         "Connect, take the broker's picture, and let the trader reconcile with it."
