@@ -15,7 +15,9 @@ import pytest
 
 from scalp_nb.feed.depth import DEPTH, LEVELS, Rows, empty_depth
 from scalp_nb.feed.quality import quality
-from scalp_nb.feed.synthetic import SyntheticConfig, SyntheticSymbol, content_sha256, sample_config, synthetic_market, universe_csv, write_session
+from scalp_nb.feed.recorder import content_hash
+from scalp_nb.feed.synthetic import SyntheticConfig, SyntheticSymbol, sample_config, synthetic_market, write_session
+from scalp_nb.feed.universe import load_universe
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data"
@@ -90,9 +92,10 @@ def test_a_day_moves_like_a_stock() -> None:
     assert 0.5 < np.mean([1e4 * np.diff(np.log(m)).std() for m in mids]) < 2.5, "bp a second"
 
 
-SHORT = "from scalp_nb.feed.synthetic import *; import sys; c = SyntheticConfig(seed=8, seconds=15, edge_bps=30, episode_every_s=10, " \
+SHORT = "from scalp_nb.feed.synthetic import *; from scalp_nb.feed.recorder import content_hash; import sys; " \
+    "c = SyntheticConfig(seed=8, seconds=15, edge_bps=30, episode_every_s=10, " \
     "symbols=(SyntheticSymbol(symbol='A', price='500'), SyntheticSymbol(symbol='B', price='240', tick='0.01', lot=15))); " \
-    "sys.stdout.write(content_sha256(synthetic_market(c)[0]))"
+    "sys.stdout.write(content_hash(synthetic_market(c)[0]))"
 
 
 def test_interpreted_and_compiled_give_the_same_bytes() -> None:
@@ -136,7 +139,7 @@ def test_shipped_session_is_what_its_manifest_says() -> None:
     manifest, path = shipped()
     rows = read_rows(path)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == manifest["file_sha256"]
-    assert (content_sha256(rows), len(rows)) == (manifest["sha256"], manifest["rows"])
+    assert (content_hash(rows), len(rows)) == (manifest["sha256"], manifest["rows"])
     assert path.stat().st_size <= 10_000_000
     assert SyntheticConfig(**manifest["config"]) == sample_config()
     assert "planted edge of 12 bp" in manifest["source"]
@@ -166,7 +169,7 @@ def test_shipped_session_gives_the_scalper_candidates() -> None:
 
 def test_shipped_universe_file() -> None:
     _, universe = synthetic_market(sample_config().model_copy(update={"seconds": 1}))
-    assert (DATA / "universe.csv").read_text(encoding="utf-8") == universe_csv(universe)
+    assert load_universe(DATA / "universe.csv").instruments == universe.instruments
     assert all(i.derivatives and i.venue == "NSE" and i.lot == 1 and i.token for i in universe.instruments)
 
 

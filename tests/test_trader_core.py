@@ -346,7 +346,8 @@ def test_square_off_before_the_close():
     shift = int(5.6 * 3600e9)
     for f in ("ts", "recv"):
         rows[f] += shift
-    r = run_all(config(**{"exits.time_stop_s": 0.0, "exits.stop_pct": 0.05, "exits.target_pct": 0.2, "strategy.exit_on_opposite": False}), rows, uni, drain_s=1)
+    patient = {"exits.time_stop_s": 0.0, "exits.stop_pct": 0.05, "exits.target_pct": 0.2, "strategy.exit_on_opposite": False}
+    r = run_all(config(**patient), rows, uni, drain_s=1)
     t = r.trader
     assert not t.held and r.halted is not None and r.halted.ok
     assert {x["reason"] for x in notes(r, "exit")} == {"square_off"}
