@@ -20,7 +20,7 @@ from scalp_nb.feed.errors import ConfigError, DataError, RuleError
 from scalp_nb.feed.instrument import Instrument, Universe, UniverseError
 from scalp_nb.feed.recorder import RecordingError, write_parquet
 from scalp_nb.feed.universe import save_universe
-from scalp_nb.trader.client import SessionClient
+from scalp_nb.trader.client import Refused, SessionClient
 from scalp_nb.trader.config import LiveMoney, load_config
 from scalp_nb.trader.journal import payload
 from scalp_nb.trader.lease import LeaseWatch
@@ -153,7 +153,9 @@ def test_kill_file_and_signal_and_client(tape, tmp_path):
             told.append(c.state()["phase"])
             c.pause("ann")
             c.set("risk.max_trades_per_day", 7, "ann")
-            c.set("risk.max_trades_per_day", -1, "ann")
+            with pytest.raises(Refused, match="max_trades_per_day"):
+                c.set("risk.max_trades_per_day", -1, "ann")
+            c.set("strategy.lower", 0.5, "ann")   # the interface's bound is inclusive, the model's is not: the trader refuses
             time.sleep(0.8)
             told.append(c.state())
             told.append(c.journal())
@@ -171,7 +173,7 @@ def test_kill_file_and_signal_and_client(tape, tmp_path):
     actions = [(c.action, c.who) for c in of_kind(run_dir, "event:Control")]
     assert actions[:3] == [("pause", "ann"), ("set", "ann"), ("set", "ann")] and ("kill", "bob") in actions
     assert actions[-1] == ("stop", "signal SIGTERM")
-    assert "max_trades_per_day" in of_kind(run_dir, "run:refused")[0]["reason"]
+    assert "lower" in of_kind(run_dir, "run:refused")[0]["reason"]
     assert replay_run(run_dir).ok
     run2 = folder(tmp_path, cfg, "k")
     (run2 / "KILL").touch()

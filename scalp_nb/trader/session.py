@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['WORTH_A_STATE', 'COMMIT_S', 'SLICE', 'EXIT_OK', 'EXIT_NOT_FLAT', 'EXIT_CONFIG', 'EXIT_REFUSED', 'EXIT_FAILED',
-           'EXITS', 'correlation', 'fill_of', 'StoreLedger', 'picture', 'bounds_of', 'Run', 'preload', 'resume_row',
-           'begin', 'venue_clock', 'tell', 'write_log', 'request', 'stop', 'interruptions', 'lease_ended', 'heard',
-           'trade', 'nap', 'drain', 'finish', 'run_session', 'failed', 'emergency', 'close', 'arguments', 'configured',
-           'main']
+           'EXITS', 'correlation', 'fill_of', 'StoreLedger', 'picture', 'bound_of', 'bounds_of', 'Run', 'preload',
+           'resume_row', 'begin', 'venue_clock', 'tell', 'write_log', 'request', 'stop', 'interruptions', 'lease_ended',
+           'heard', 'trade', 'nap', 'drain', 'finish', 'run_session', 'failed', 'emergency', 'close', 'arguments',
+           'configured', 'main']
 
 # %% ../../nbs/trader/13_session.ipynb #29fbcb5a
 import argparse
 import json
+import math
 import os
 import signal
 import sys
@@ -28,6 +29,8 @@ from typing import Any
 
 import numpy as np
 import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from ..broker.base import Broker
 from ..broker.paper import PaperBroker
@@ -35,6 +38,8 @@ from ..feed.depth import Rows
 from ..feed.errors import ConfigError, ScalpError
 from ..feed.replay import replay
 from ..order.types import Fill, Purpose, Side
+from ..risk.limits import RiskLimits
+from ..strategy.pressure import PressureParams
 from .config import load_config, provenance
 from .control import Bound, ControlServer, Mailbox, make_app, new_token
 from .core import SETTABLE, Trader, TraderError, equity, exposure, snapshot
@@ -117,9 +122,21 @@ def picture(
             "trades_today": t.trades_today, "entries": t.entries_code == "", "entries_code": t.entries_code, "paused": t.paused,
             "breakers": {k: b.reason for k, b in t.breakers.tripped.items()}, "positions": positions, "orders": orders}
 
+_KINDS: dict[object, str] = {bool: "bool", int: "int"}
+
+def bound_of(
+    field: FieldInfo,  # of a configuration model
+) -> Bound:  # its kind and range
+    "A field's bounds as the control API states them; strictness at the ends is left to the model."
+    def edge(names: tuple[str, str], otherwise: float) -> float:
+        found = [getattr(m, n) for m in field.metadata for n in names if getattr(m, n, None) is not None]
+        return float(found[0]) if found else otherwise
+    return Bound(_KINDS.get(field.annotation, "float"), edge(("ge", "gt"), -math.inf), edge(("le", "lt"), math.inf))  # type: ignore[arg-type]
+
 def bounds_of() -> dict[str, Bound]:
-    "What may be set from outside, for the control API; the models' own bounds are checked by the trader."
-    return {f"{section}.{name}": Bound() for section, names in SETTABLE.items() for name in names}
+    "What may be set from outside while a session runs."
+    models: dict[str, type[BaseModel]] = {"strategy": PressureParams, "risk": RiskLimits}
+    return {f"{s}.{name}": bound_of(models[s].model_fields[name]) for s, names in SETTABLE.items() for name in names}
 
 # %% ../../nbs/trader/13_session.ipynb #c77411aa
 class Run:
