@@ -315,7 +315,7 @@ def _check_params(s: BarStrategy, p: BarParams) -> None:
 def _check_size(steps: npt.NDArray[Any], p: BarParams) -> None:
     "Refuse bars much finer than the strategy's; a little finer is a day on which clocks change."
     if len(steps) and 2 * steps.min() <= p.bar_s * 1_000_000_000:
-        raise DataError("time between bars, s", float(steps.min()) / 1e9, f"{p.bar_s}, the strategy's bar_s, or more", "resample the bars or set bar_s")
+        raise DataError("time between bars, s", float(steps.min()) / 1e9, f"{p.bar_s} (bar_s) or more", "resample the bars or set bar_s")
 
 def _frame(s: BarStrategy, p: BarParams, bars: Bars) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     "The rule's inputs and the volatility of one symbol's bars."
@@ -378,12 +378,15 @@ class BarRun:
         self._past: deque[tuple[_Memory, Any]] = deque(maxlen=keep)   # what was known before each of the last bars, and the bar
         self._width = INDICATORS + sum(len(i.outputs) for i in strategy.indicators(params))
         self._sig, self._answered, self.news = np.zeros(1, SIGNAL)[0], -1, False   # news: the last answer is of a bar not answered before
+        self.answers: list[Any] = []    # SIGNAL rows of all bars the last push went through: after a correction, also those since
+        self.corrected = False          # whether the last push took the run back
 
     @property
     def ready(self) -> bool: return self._now.bars >= self.warmup
 
     def push(self, bar: Any) -> Any:
         "Take a closed bar; returns a SIGNAL row. Corrected bars carry BAR_UPDATED or BAR_VOID."
+        self.answers, self.corrected = [], False
         sig = self._push(bar)
         self.news = int(sig["ts"]) > self._answered and self._now.bars > 0
         self._answered = max(self._answered, int(sig["ts"]))
@@ -412,6 +415,7 @@ class BarRun:
         m.bars += 1
         dress(self._c, scale, m.bars >= self.warmup, out)
         m.last, self._sig = int(bar["ts"]), _rows(np.array([bar]), out[None])[0]
+        self.answers.append(self._sig)
         return self._sig
 
     def _correct(self, bar: Any, ts: int, flags: int) -> Any:
@@ -419,8 +423,9 @@ class BarRun:
         if not self._past or ts < int(self._past[0][1]["ts"]):
             self.stale += 1
             return self._sig
+        if not flags & BAR_VOID: check_bars(np.array([bar]))   # before anything is taken back
         again = {int(b["ts"]): b for _, b in self._past if int(b["ts"]) != ts} | ({} if flags & BAR_VOID else {ts: bar.copy()})
-        self._now = self._past[0][0]
+        self._now, self.corrected = self._past[0][0], True
         self._past.clear()
         self._sig = _rows(np.array([bar]), np.array([[0.0, 0.0, 0.0, math.nan, math.nan, 1.0]]))[0]
         for t in sorted(again): self._step(again[t])
