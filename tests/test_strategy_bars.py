@@ -48,8 +48,10 @@ COMMON: dict[str, Any] = {"vol": VOL, "allow_short": st.booleans(), "exit_on_opp
                           "take_profit_pct": st.sampled_from([None, 2.0])}
 PAIRS = st.sampled_from([(), ((10, 30),), ((10, 30), (20, 50))])
 PARAMS = st.one_of(
-    st.builds(SmaParams, fast_period=st.integers(2, 9), slow_period=st.integers(10, 29), more_pairs=PAIRS, min_gap_bps=st.sampled_from([0.0, 2.0]), **COMMON),
-    st.builds(RsiParams, period=st.integers(2, 20), entry=st.sampled_from(["leave", "enter"]), exit_level=st.sampled_from([None, 50.0, 55.0]), **COMMON),
+    st.builds(SmaParams, fast_period=st.integers(2, 9), slow_period=st.integers(10, 29), more_pairs=PAIRS,
+              min_gap_bps=st.sampled_from([0.0, 2.0]), **COMMON),
+    st.builds(RsiParams, period=st.integers(2, 20), entry=st.sampled_from(["leave", "enter"]),
+              exit_level=st.sampled_from([None, 50.0, 55.0]), **COMMON),
     st.builds(BollingerParams, period=st.integers(2, 30), width=st.floats(0.5, 3.0), exit_at_middle=st.booleans(), **COMMON))
 KINDS = st.sampled_from(["walk", "still", "jumps"])
 NAME = {SmaParams: "sma_crossover", RsiParams: "rsi_reversion", BollingerParams: "bollinger_breakout"}
@@ -99,10 +101,11 @@ def test_corrected_bars_end_where_the_corrected_frame_does(p: BarParams, seed: i
 
 
 @RUNS
-@given(seed=st.integers(0, 9999), n=st.integers(0, 300), mode=st.sampled_from(MODES), memory=st.integers(1, 10), kind=KINDS, members=st.lists(
-    st.sampled_from(["sma_crossover", "rsi_reversion", "bollinger_breakout"]), min_size=1, max_size=4), weights=st.lists(st.floats(0.1, 9), min_size=4, max_size=4))
-def test_combinations_live_equal_vectorised_and_causal(seed: int, n: int, mode: str, memory: int, kind: str, members: list[str], weights: list[float]) -> None:
-    p = CombineParams(members=tuple(Member(strategy=m, weight=w) for m, w in zip(members, weights, strict=False)), mode=mode, memory=memory)  # type: ignore[arg-type]
+@given(seed=st.integers(0, 9999), n=st.integers(1, 300), mode=st.sampled_from(MODES), memory=st.integers(1, 10), kind=KINDS,
+       members=st.lists(st.sampled_from(sorted(NAME.values())), min_size=1, max_size=4), weights=st.lists(st.floats(0.1, 9), min_size=4, max_size=4))
+def test_combinations_live_equal_vectorised_and_causal(seed: int, n: int, mode: Any, memory: int, kind: str, members: list[str],
+                                                       weights: list[float]) -> None:
+    p = CombineParams(members=tuple(Member(strategy=m, weight=w) for m, w in zip(members, weights, strict=False)), mode=mode, memory=memory)
     bars = walk(seed, n, kind)
     whole, run = combined(p, bars), CombinedRun(p)
     assert b"".join(run.push(b).tobytes() for b in bars) == whole.tobytes()
@@ -116,11 +119,12 @@ def test_combinations_live_equal_vectorised_and_causal(seed: int, n: int, mode: 
 
 
 @RUNS
-@given(seed=st.integers(0, 9999), n=st.integers(0, 500), period=st.integers(2, 60), kind=KINDS, field=st.sampled_from(INPUTS))
+@given(seed=st.integers(0, 9999), n=st.integers(1, 500), period=st.integers(2, 60), kind=KINDS, field=st.sampled_from(INPUTS))
 def test_indicators_stream_the_same_bits(seed: int, n: int, period: int, kind: str, field: str) -> None:
     bars = walk(seed, n, kind)
     field = "close" if field == "volume" else field
-    for ind in (sma(period, field), ema(period, field), rsi(period), macd(period, period + 7, 9), bollinger(period, 2.0, field), atr(period), stdev(period, field)):
+    for ind in (sma(period, field), ema(period, field), rsi(period), macd(period, period + 7, 9), bollinger(period, 2.0, field), atr(period),
+                stdev(period, field)):
         s = Stream(ind)
         live = np.array([s.push(b) for b in bars]).reshape(n, -1).T
         whole = over(ind, bars)
