@@ -360,6 +360,7 @@ class _Memory:
     def copy(self) -> "_Memory":
         return _Memory([s.copy() for s in self.streams], self.vol.copy() if self.vol else None, self.state.copy(), self.bars, self.last)
 
+# %% ../../nbs/strategy/11_protocol.ipynb #89c48750
 class BarRun:
     "A strategy on the bars of one symbol as they close."
     def __init__(
