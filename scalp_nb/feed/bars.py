@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BAR', 'BAR_FIELDS', 'MINUTE', 'BAR_PARTIAL', 'BAR_UPDATED', 'BAR_GAP', 'BAR_VOID', 'Bars', 'FOLD', 'FRESH', 'Source',
-           'Grid', 'grid', 'open_bar', 'add_price', 'traded', 'take', 'Dropped', 'fold_rows', 'accept', 'build_bars',
-           'void_bar', 'latest', 'BarBuilder', 'take_bar', 'fold_bars', 'check_bars', 'sort_bars', 'resample',
-           'BarRoller']
+           'BAD', 'Grid', 'grid', 'open_bar', 'add_price', 'traded', 'take', 'Dropped', 'fold_rows', 'accept',
+           'build_bars', 'void_bar', 'latest', 'BarBuilder', 'take_bar', 'fold_bars', 'first_bad', 'check_bars',
+           'sort_bars', 'resample', 'BarRoller']
 
 # %% ../../nbs/feed/15_bars.ipynb #4e2096a6
 from bisect import bisect_right
@@ -77,8 +77,8 @@ def grid(
     return Grid(int(size), np.array([s.open_ts for s in days], np.int64), np.array([s.continuous_close_ts for s in days], np.int64))
 
 # %% ../../nbs/feed/15_bars.ipynb #6c374700
-FOLD = np.dtype([("session", "<i8"), ("start", "<i8"), ("ltp", "<f8"), ("vmax", "<f8"), ("pv", "<f8"), ("gap", "<i8")])
-FRESH = np.array([(-1, -1, np.nan, np.nan, 0.0, 0)], FOLD)  # before a symbol's first row
+FOLD = np.dtype([("session", "<i8"), ("start", "<i8"), ("ltp", "<f8"), ("vmax", "<f8"), ("pv", "<f8"), ("gap", "<i8"), ("at", "<i8")])
+FRESH = np.array([(-1, -1, np.nan, np.nan, 0.0, 0, -1)], FOLD)  # before a symbol's first row
 
 @njit(inline="always", cache=True, error_model="numpy")
 def open_bar(b, ts: int, sym: int) -> None:  # type: ignore[no-untyped-def]
@@ -112,17 +112,17 @@ def traded(s, ltp: float, volume: float, session: int) -> float:  # type: ignore
 
 @njit(cache=True, error_model="numpy")
 def take(s, out, n: int, start: int, session: int, r, source: int) -> int:  # type: ignore[no-untyped-def]
-    "Fold one row into the last of `n` bars of `out`, or begin the next."
+    "Fold one row into its symbol's bar, or begin the next: `s` is the symbol's state, `n` the number of bars in `out`."
     qty = traded(s, r.ltp, r.volume, session)
     if (r.flags & FLAG_GAP) != 0: s.gap = 1
     px = r.ltp if qty >= 0 else np.nan
     if source == 1: px = 0.5 * (r.bid_px[0] + r.ask_px[0]) if r.bid_px[0] <= r.ask_px[0] else np.nan
     if np.isnan(px) and qty <= 0: return n
-    if n == 0 or s.start != start:
+    if s.at < 0 or s.start != start:
         open_bar(out[n], start, r.sym)
-        s.start, s.pv = start, 0.0
+        s.start, s.pv, s.at = start, 0.0, n
         n += 1
-    b = out[n - 1]
+    b = out[s.at]
     if not np.isnan(px): add_price(b, px)
     if qty >= 0: b.trades += 1
     if qty > 0:
@@ -161,17 +161,10 @@ def _depth_only(rows: Rows) -> Rows:
 
 # %% ../../nbs/feed/15_bars.ipynb #ad537434
 @njit(cache=True, error_model="numpy")
-def fold_rows(rows, order, start, session, source, out, s) -> int:  # type: ignore[no-untyped-def]
-    "Bars of rows visited in `order`, by symbol and time; returns how many."
+def fold_rows(rows, order, start, session, source, out, states) -> int:  # type: ignore[no-untyped-def]
+    "Bars of rows visited in `order`, which is that of time; returns how many. `states` has one fresh FOLD a symbol."
     n = 0
-    sym = -1
-    first = 0
-    for i in order:
-        r = rows[i]
-        if r.sym != sym:
-            sym, first = r.sym, n
-            s.session, s.start, s.ltp, s.vmax, s.gap = -1, -1, np.nan, np.nan, 0
-        n = first + take(s, out[first:], n - first, start[i], session[i], r, source)
+    for i in order: n = take(states[rows[i].sym], out, n, start[i], session[i], rows[i], source)
     return n
 
 def _ends(g: Grid, start: npt.NDArray[np.int64], session: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -216,10 +209,11 @@ def build_bars(
     kind, late, ahead = _source(source), _span("allow_late", allow_late), _span("max_ahead", max_ahead)
     keep, start, session, mark, counts = accept(_depth_only(rows), g, late, ahead)
     order = np.flatnonzero(keep)
-    order = order[np.lexsort((rows["ts"][order], rows["sym"][order]))]
-    out = np.zeros(len(order) + 1, BAR)
-    n = fold_rows(rows, order, start, session, kind, out, np.zeros(1, FOLD)[0])
-    return _finish(out[:n].copy(), g, mark), counts
+    if len(order) > 1 and (np.diff(rows["ts"][order]) < 0).any(): order = order[np.argsort(rows["ts"][order], kind="stable")]
+    out = np.empty(len(order) + 1, BAR)
+    n = fold_rows(rows, order, start, session, kind, out, np.repeat(FRESH, int(rows["sym"].max(initial=0)) + 1))
+    bars = out[:n]
+    return _finish(bars[np.lexsort((bars["ts"], bars["sym"]))], g, mark), counts
 
 # %% ../../nbs/feed/15_bars.ipynb #5d3de055
 @dataclass(slots=True)
@@ -242,6 +236,7 @@ def _fold_one(m: _Symbol, s: Any, start: int, session: int, row: Any, source: in
     "Fold one row after all others of the symbol."
     known = start in m.bars and int(s["start"][0]) == start
     if known: m.buf[0] = m.bars[start]
+    s["at"] = 0 if known else -1
     n = take(s[0], m.buf, 1 if known else 0, start, session, row, source)
     if n: m.bars[start] = m.buf[0].copy()
 
@@ -263,7 +258,7 @@ def _prune(m: _Symbol, final: int, g: Grid, source: int) -> None:
     "Forget rows and bars that can no longer change."
     n = 0
     while n < len(m.ts) and g.end(m.place[n][0]) <= final: n += 1
-    for r, (b, k) in zip(m.rows[:n], m.place[:n], strict=True): take(m.base[0], m.buf, 0 if m.base["start"][0] != b else 1, b, k, r, source)
+    for r, (b, k) in zip(m.rows[:n], m.place[:n], strict=True): take(m.base[0], m.buf, 0, b, k, r, source)
     del m.ts[:n], m.rows[:n], m.place[:n]
     for kept in (m.sent, m.bars):
         for b in [b for b in kept if g.end(b) <= final]: kept.pop(b)
@@ -395,20 +390,30 @@ def fold_bars(bars, start, out) -> int:  # type: ignore[no-untyped-def]
     return n + 1
 
 # %% ../../nbs/feed/15_bars.ipynb #3189a9ef
+@njit(cache=True, error_model="numpy")
+def first_bad(bars):  # type: ignore[no-untyped-def]
+    "Index and reason, of BAD, of the first bar that is refused; -1 and 0 where there is none."
+    for i in range(len(bars)):
+        b = bars[i]
+        top, low = max(b.open, b.close), min(b.open, b.close)
+        if not (b.low > 0.0 and low > 0.0 and b.high > 0.0 and top < np.inf and b.high < np.inf): return i, 1
+        if np.isnan(b.open) or np.isnan(b.close): return i, 1
+        if b.high < top or b.high < b.low: return i, 2
+        if b.low > low: return i, 3
+        if b.volume < 0.0 or b.volume == np.inf: return i, 4
+        if i and (b.sym < bars[i - 1].sym or (b.sym == bars[i - 1].sym and b.ts <= bars[i - 1].ts)): return i, 5
+    return -1, 0
+
+BAD = ("", "price that is not a number above 0", "high below another price", "low above another price", "volume below 0 or infinite",
+       "not after the bar before it: use sort_bars")
+
 def check_bars(
-    bars: Bars,  # bars in order of symbol and time
+    bars: Bars,  # bars, ascending by symbol and start, each once
 ) -> Bars:  # the same, C-contiguous
     "Refuse bars no number should be computed from."
     if bars.dtype != BAR: raise DataError("bars", str(bars.dtype)[:60], "scalp_nb.feed.bars.BAR", "use feed.barfiles.load_bars or build_bars")
-    px = np.stack([bars[f] for f in ("open", "high", "low", "close")])
-    for what, bad in (("price that is not a number above 0", ~(np.isfinite(px) & (px > 0)).all(0)),
-                      ("high below another price", bars["high"] < px.max(0)), ("low above another price", bars["low"] > px.min(0)),
-                      ("volume below 0 or infinite", (bars["volume"] < 0) | np.isinf(bars["volume"]))):
-        if bad.any(): raise DataError(f"bar {int(bad.argmax())}: {what}", bars[bad.argmax()], "a whole bar", "see feed.barfiles.bar_quality")
-    same, later = bars["sym"][1:] == bars["sym"][:-1], bars["ts"][1:] > bars["ts"][:-1]
-    bad = ~((same & later) | (bars["sym"][1:] > bars["sym"][:-1]))
-    if bad.any():
-        raise DataError(f"bar {int(bad.argmax()) + 1}: order", bars[bad.argmax() + 1], "ascending by symbol and start, each once", "use sort_bars")
+    i, why = first_bad(bars)
+    if why: raise DataError(f"bar {i}: {BAD[why]}", bars[i], "whole bars, ascending by symbol and start, each once", "see feed.barfiles.bar_quality")
     return np.ascontiguousarray(bars)
 
 def sort_bars(

@@ -7,7 +7,7 @@ __all__ = ['SIGNAL', 'CLOSE_LONG', 'CLOSE_SHORT', 'SIDE', 'EXIT', 'STRENGTH', 'S
            'CLOSE', 'VOLUME', 'SCALE', 'INDICATORS', 'FIELDS', 'Strategy', 'GROUP', 'BUILT_IN', 'VolScale',
            'vol_indicator', 'vol_scale', 'BarParams', 'common', 'dress', 'clear_out', 'Needs', 'Space', 'BarStrategy',
            'DepthStrategy', 'check_strategy', 'register', 'names', 'get', 'bar_strategy', 'Sets', 'parameter_sets',
-           'walk', 'indicator_list', 'warmup_bars', 'signals', 'BarRun']
+           'put', 'walk', 'indicator_list', 'warmup_bars', 'signals', 'BarRun']
 
 # %% ../../nbs/strategy/11_protocol.ipynb #5c2b4c3f
 import difflib
@@ -281,14 +281,26 @@ def parameter_sets(
     return Sets(tuple(good), n - len(good))
 
 # %% ../../nbs/strategy/11_protocol.ipynb #a61c5bf8
-def walk(rule, c, state, p, x, vol, warmup, out) -> None:  # type: ignore[no-untyped-def]
-    "Run a rule along the rows of `x`."
-    for i in range(len(x)):
-        scale = vol_scale(vol[i], x[i, CLOSE], c)
-        x[i, SCALE] = scale if c[4] != 0.0 else 1.0
-        clear_out(out[i])
-        rule(state, p, x[i], out[i])
-        dress(c, scale, i + 1 >= warmup, out[i])
+@njit(cache=True, error_model="numpy")
+def put(g, b, out) -> None:  # type: ignore[no-untyped-def]
+    "Write what was said of bar `b` into the SIGNAL row `g`."
+    g["ts"], g["sym"] = b["ts"], b["sym"]
+    g["side"], g["exit"], g["strength"] = int(out[SIDE]), int(out[EXIT]), out[STRENGTH]
+    g["stop_pct"], g["target_pct"], g["size"] = out[STOP], out[TARGET], out[SIZE]
+
+def walk(rule, c, state, p, bars, values, vol, warmup, sig) -> None:  # type: ignore[no-untyped-def]
+    "Run a rule along bars of one symbol; `values` holds a row an indicator output, `vol` the volatility or nothing."
+    x, out = np.ones(INDICATORS + len(values)), np.zeros(6)
+    for i in range(len(bars)):
+        b = bars[i]
+        x[OPEN], x[HIGH], x[LOW], x[CLOSE], x[VOLUME] = b["open"], b["high"], b["low"], b["close"], b["volume"]
+        for k in range(len(values)): x[INDICATORS + k] = values[k, i]
+        scale = vol_scale(vol[i] if len(vol) else np.nan, x[CLOSE], c)
+        x[SCALE] = scale if c[4] != 0.0 else 1.0
+        clear_out(out)
+        rule(state, p, x, out)
+        dress(c, scale, i + 1 >= warmup, out)
+        put(sig[i], b, out)
 
 _walk_compiled = njit(error_model="numpy")(walk)
 
@@ -318,16 +330,9 @@ def _check_size(steps: npt.NDArray[Any], p: BarParams) -> None:
         raise DataError("time between bars, s", float(steps.min()) / 1e9, f"{p.bar_s} (bar_s) or more", "resample the bars or set bar_s")
 
 def _frame(s: BarStrategy, p: BarParams, bars: Bars) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    "The rule's inputs and the volatility of one symbol's bars."
+    "The indicators and the volatility of one symbol's bars."
     got = [over(i, bars) for i in s.indicators(p)]
-    x = np.ascontiguousarray(np.vstack([*(bars[f] for f in FIELDS), np.ones(len(bars)), *got]).T)
-    return x, over(vol_indicator(p.vol), bars)[0] if p.vol else np.full(len(bars), np.nan)
-
-def _rows(bars: Bars, out: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
-    sig = np.zeros(len(bars), SIGNAL)
-    sig["ts"], sig["sym"] = bars["ts"], bars["sym"]
-    for k, f in enumerate(("side", "exit", "strength", "stop_pct", "target_pct", "size")): sig[f] = out[:, k]
-    return sig
+    return np.vstack(got) if got else np.zeros((0, len(bars))), over(vol_indicator(p.vol), bars)[0] if p.vol else np.zeros(0)
 
 def signals(
     s: BarStrategy,  # a strategy
@@ -339,13 +344,13 @@ def signals(
     bars = check_bars(bars)
     if s.volume and np.isnan(bars["volume"]).any(): raise DataError(f"bars for {s.name}", "without volume", "with volume", "use another source")
     cut = np.flatnonzero(np.diff(bars["sym"])) + 1
-    out = np.zeros((len(bars), 6))
+    sig = np.zeros(len(bars), SIGNAL)
     go = _walk_compiled if hasattr(s.rule, "py_func") else walk
     for a, b in itertools.pairwise([0, *cut.tolist(), len(bars)]) if len(bars) else ():
         _check_size(np.diff(bars["ts"][a:b]), p)
-        x, vol = _frame(s, p, bars[a:b])
-        go(s.rule, common(p), np.zeros(s.memory(p) + 1), _numbers(s, p), x, vol, warmup_bars(s, p), out[a:b])
-    return _rows(bars, out)
+        values, vol = _frame(s, p, bars[a:b])
+        go(s.rule, common(p), np.zeros(s.memory(p) + 1), _numbers(s, p), bars[a:b], values, vol, warmup_bars(s, p), sig[a:b])
+    return sig
 
 # %% ../../nbs/strategy/11_protocol.ipynb #54a91db4
 @dataclass(slots=True)
@@ -359,6 +364,12 @@ class _Memory:
 
     def copy(self) -> "_Memory":
         return _Memory([s.copy() for s in self.streams], self.vol.copy() if self.vol else None, self.state.copy(), self.bars, self.last)
+
+def _row(bar: Any, out: npt.NDArray[np.float64]) -> Any:
+    "A SIGNAL row of a bar."
+    sig = np.zeros(1, SIGNAL)[0]
+    put(sig, bar, out)
+    return sig
 
 # %% ../../nbs/strategy/11_protocol.ipynb #89c48750
 class BarRun:
@@ -415,7 +426,7 @@ class BarRun:
         self.strategy.rule(m.state, self._p, x, out)
         m.bars += 1
         dress(self._c, scale, m.bars >= self.warmup, out)
-        m.last, self._sig = int(bar["ts"]), _rows(np.array([bar]), out[None])[0]
+        m.last, self._sig = int(bar["ts"]), _row(bar, out)
         self.answers.append(self._sig)
         return self._sig
 
@@ -428,6 +439,6 @@ class BarRun:
         again = {int(b["ts"]): b for _, b in self._past if int(b["ts"]) != ts} | ({} if flags & BAR_VOID else {ts: bar.copy()})
         self._now, self.corrected = self._past[0][0], True
         self._past.clear()
-        self._sig = _rows(np.array([bar]), np.array([[0.0, 0.0, 0.0, math.nan, math.nan, 1.0]]))[0]
+        self._sig = _row(bar, np.array([0.0, 0.0, 0.0, math.nan, math.nan, 1.0]))
         for t in sorted(again): self._step(again[t])
         return self._sig

@@ -47,7 +47,8 @@ def pandas_bars(rows: Rows) -> pd.DataFrame:
     """What people write: OHLC and volume by symbol and minute, no late rows, no sessions, no VWAP."""
     frame = pd.DataFrame({"sym": rows["sym"], "minute": rows["ts"] // MINUTE, "ltp": rows["ltp"], "volume": rows["volume"]})
     frame["qty"] = frame.groupby("sym")["volume"].diff().fillna(0.0)
-    return frame.groupby(["sym", "minute"]).agg(open=("ltp", "first"), high=("ltp", "max"), low=("ltp", "min"), close=("ltp", "last"), qty=("qty", "sum"))
+    by = frame.groupby(["sym", "minute"])
+    return by.agg(open=("ltp", "first"), high=("ltp", "max"), low=("ltp", "min"), close=("ltp", "last"), qty=("qty", "sum"))
 
 
 def pandas_cross(close: pd.Series) -> pd.Series:
@@ -73,7 +74,8 @@ def main() -> None:
     bars = minutes(1_000_000)
     sma = bar_strategy("sma_crossover")
     close = pd.Series(bars["close"])
-    show("SMA crossover over a frame, checked", "bars", len(bars), lambda: signals(sma, sma.params(), bars), lambda: pandas_cross(close), "pandas rolling")
+    show("SMA crossover over a frame, checked", "bars", len(bars), lambda: signals(sma, sma.params(), bars),
+         lambda: pandas_cross(close), "pandas rolling")
     show("RSI(14) over a frame", "bars", len(bars), lambda: over(rsi(14), bars))
     for name in ("sma_crossover", "rsi_reversion", "bollinger_breakout"):
         s = bar_strategy(name)
