@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalp_nb.feed.bars import BAR, BAR_UPDATED, MINUTE, Bars
+from scalp_nb.feed.bars import BAR, BAR_UPDATED, MINUTE, BarBuilder, Bars, grid, latest
+from scalp_nb.feed.depth import empty_depth
 from scalp_nb.feed.errors import ConfigError
 from scalp_nb.strategy.bollinger import BollingerParams
 from scalp_nb.strategy.combine import MODES, CombinedRun, CombineParams, Member, combined
@@ -98,6 +99,34 @@ def test_corrected_bars_end_where_the_corrected_frame_does(p: BarParams, seed: i
             assert not run.news and len(run.answers) in (5, i + 1)
             assert got.tobytes() == signals(s, p, final[:i + 1])[-1].tobytes()
     assert run.stale == 0
+
+
+@RUNS
+@given(p=PARAMS, seed=st.integers(0, 9999), n=st.integers(50, 600), late=st.integers(0, 60), share=st.floats(0, 0.2))
+def test_from_late_ticks_to_the_signal_of_the_last_bar(p: BarParams, seed: int, n: int, late: int, share: float) -> None:
+    """Ticks, some of them late, through builder and run: the run ends where the strategy over the final bars does."""
+    rng, s = np.random.default_rng(seed), bar_strategy(NAME[type(p)])
+    rows = empty_depth(n)
+    rows["recv"] = np.cumsum(rng.integers(1, 3000, n)) * 10_000_000
+    rows["ts"] = rows["recv"] - np.where(rng.random(n) < share, rng.integers(0, late + 1, n) * 1_000_000_000, 0)
+    rows = rows[rows["ts"] > 0]
+    rows["ltp"] = np.round(100 * np.exp(np.cumsum(rng.normal(0, 1e-3, len(rows)))), 2)
+    rows["volume"] = np.cumsum(rng.integers(0, 5, len(rows)))
+    builder, run = BarBuilder(grid(10_000_000_000), allow_late=60_000_000_000), BarRun(s, p.model_copy(update={"bar_s": 10}), keep=12)
+    said: list[Any] = []
+    for bar in builder.push(rows):
+        said.append(bar)
+        run.push(bar)
+    final = latest(np.array(said, BAR))
+    assert run.stale == 0 and builder.dropped.too_late == 0 or late == 60
+    if len(final) and not run.stale:
+        fresh = BarRun(run.strategy, run.params)
+        for bar in final:
+            fresh.push(bar)
+        more = final[-1].copy()
+        for k in range(1, 4):   # and goes on as it would have
+            more["ts"] += 10_000_000_000
+            assert run.push(more).tobytes() == fresh.push(more).tobytes()
 
 
 @RUNS

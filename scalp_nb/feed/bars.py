@@ -36,7 +36,7 @@ BAR_FIELDS: tuple[str, ...] = BAR.names or ()
 MINUTE = 60_000_000_000
 
 BAR_PARTIAL = 1  # shorter than its size: cut by the session's end, or still running when the data ended
-BAR_UPDATED = 2  # published again because a late row changed it
+BAR_UPDATED = 2  # a late row changed it, or made it after a later one had been published
 BAR_GAP = 4      # the feed lost rows in or before it
 BAR_VOID = 8     # withdrawn: a late row showed that nothing happened in it; prices are NaN
 
@@ -226,6 +226,7 @@ class _Symbol:
     place: list[tuple[int, int]] = field(default_factory=list)   # (bar start, session) of each
     bars: dict[int, Any] = field(default_factory=dict)     # bar start -> BAR row as it is now
     sent: dict[int, bytes] = field(default_factory=dict)   # bar start -> what was published
+    newest: int = -1                                       # latest start published
     live: Any = None                                       # FOLD after the kept rows
     buf: Bars = field(default_factory=lambda: np.zeros(2, BAR))
 
@@ -352,8 +353,8 @@ class BarBuilder:
             if self.grid.end(b) > now or np.isnan(m.bars[b]["open"]): continue
             bar = _finish(np.array([m.bars[b]], BAR), self.grid, now)[0]
             if (key := bar.tobytes()) == m.sent.get(b): continue
-            bar["flags"] |= BAR_UPDATED if b in m.sent else 0
-            m.sent[b] = key
+            bar["flags"] |= BAR_UPDATED if b in m.sent or b < m.newest else 0
+            m.sent[b], m.newest = key, max(b, m.newest)
             out.append(bar)
         for b in sorted(b for b in m.sent if b not in m.bars):
             del m.sent[b]
@@ -469,6 +470,7 @@ class BarRoller:
         self._mark: dict[int, int] = {}
         self._parts: dict[tuple[int, int], dict[int, Any]] = {}   # (symbol, start) -> small bars by start
         self._sent: dict[tuple[int, int], bytes] = {}
+        self._newest: dict[int, int] = {}                         # symbol -> latest start published
 
     @property
     def dropped(self) -> Dropped: return Dropped(*self.counts)
@@ -527,7 +529,7 @@ class BarRoller:
             return
         bar = _finish(self._fold(key), self.grid, now)[0]
         if bar.tobytes() == self._sent.get(key): return
-        again = key in self._sent
-        self._sent[key] = bar.tobytes()
+        again = key in self._sent or key[1] < self._newest.get(key[0], -1)
+        self._sent[key], self._newest[key[0]] = bar.tobytes(), max(key[1], self._newest.get(key[0], -1))
         bar["flags"] |= BAR_UPDATED if again else 0
         out.append(bar)

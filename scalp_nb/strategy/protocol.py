@@ -432,7 +432,7 @@ class BarRun:
 
     def _correct(self, bar: Any, ts: int, flags: int) -> Any:
         if not flags & (BAR_UPDATED | BAR_VOID): raise DataError("start of a bar", ts, f"after {self._now.last}", "send corrections with BAR_UPDATED")
-        if not self._past or ts < int(self._past[0][1]["ts"]):
+        if not self._past or (ts < int(self._past[0][1]["ts"]) and self._past[0][0].bars > 0):   # what was before is not known any more
             self.stale += 1
             return self._sig
         if not flags & BAR_VOID: check_bars(np.array([bar]))   # before anything is taken back
