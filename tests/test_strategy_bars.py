@@ -124,7 +124,7 @@ def test_from_late_ticks_to_the_signal_of_the_last_bar(p: BarParams, seed: int, 
         for bar in final:
             fresh.push(bar)
         more = final[-1].copy()
-        for k in range(1, 4):   # and goes on as it would have
+        for _ in range(1, 4):   # and goes on as it would have
             more["ts"] += 10_000_000_000
             assert run.push(more).tobytes() == fresh.push(more).tobytes()
 
