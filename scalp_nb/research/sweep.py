@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['AXES', 'PPM', 'Axis', 'Kinds', 'MISSING', 'skim', 'BLOCK', 'UNIT', 'STOP', 'TARGET', 'OPPOSITE', 'TIME', 'END',
-           'EXIT_NAMES', 'SETS', 'MODEL', 'TRADE', 'TOTALS', 'RESULT', 'run_one', 'run_sets', 'CHUNK', 'STRATEGY',
-           'SUMS', 'SweepSpace', 'sweep_space', 'cell_numbers', 'sets_frame', 'FillModel', 'Session', 'session_rows',
-           'session_of', 'session_at', 'without_rows', 'Candidates', 'Tape', 'loosest', 'tick_of', 'whole_ticks',
-           'extrema', 'time_slots', 'tape_of', 'next_bit', 'set_bit', 'first_hit', 'row_at', 'exit_levels',
-           'mark_signals', 'filled', 'count_trade', 'run_tape', 'trades_of', 'Unit', 'unit_tape', 'run_unit',
-           'units_of', 'log_unit', 'sweep', 'break_even', 'session_nets', 'summary']
+           'EXIT_NAMES', 'SETS', 'MODEL', 'TRADE', 'TOTALS', 'RESULT', 'mark', 'run_one', 'run_sets', 'AXIS_BYTES',
+           'CHUNK', 'STRATEGY', 'SUMS', 'SweepSpace', 'sweep_space', 'cell_numbers', 'sets_frame', 'FillModel',
+           'Session', 'session_rows', 'session_of', 'session_at', 'without_rows', 'Candidates', 'Tape', 'loosest',
+           'tick_of', 'whole_ticks', 'extrema', 'time_slots', 'tape_of', 'next_bit', 'set_bit', 'first_hit', 'row_at',
+           'exit_levels', 'combine', 'filled', 'count_trade', 'axis_bits', 'entry_words', 'run_tape', 'trades_of',
+           'Unit', 'unit_tape', 'run_unit', 'units_of', 'log_unit', 'sweep', 'break_even', 'session_nets', 'summary']
 
 # %% ../../nbs/research/11_sweep.ipynb #a9ebcad6
 import hashlib
@@ -491,7 +491,8 @@ def row_at(now, clock, shift, t):  # type: ignore[no-untyped-def]
 # %% ../../nbs/research/11_sweep.ipynb #9f8b8bc7
 STOP, TARGET, OPPOSITE, TIME, END = range(1, 6)
 EXIT_NAMES = {STOP: "stop", TARGET: "target", OPPOSITE: "opposite", TIME: "time", END: "end"}
-SETS = np.dtype([("lower", "<f8"), ("upper", "<f8"), ("depth_multiplier", "<f8"), ("stop_ppm", "<i8"), ("target_ppm", "<i8"), ("hold_ns", "<i8")])
+SETS = np.dtype([("lower", "<f8"), ("upper", "<f8"), ("depth_multiplier", "<f8"), ("stop_ppm", "<i8"), ("target_ppm", "<i8"), ("hold_ns", "<i8"),
+                 ("i_lower", "<i8"), ("i_upper", "<i8"), ("i_multiplier", "<i8")])
 MODEL = np.dtype([("latency_ns", "<i8"), ("latency_rows", "<i8"), ("rest_ns", "<i8"), ("opposite", "<i8"), ("max_trades", "<i8"), ("cost", "<f8"),
                   ("shift", "<i8"), ("last", "<i8")])
 TRADE = np.dtype([("set", "<i8"), ("side", "<i8"), ("signal_row", "<i8"), ("entry_row", "<i8"), ("exit_row", "<i8"), ("entry_ts", "<i8"),
@@ -516,17 +517,40 @@ def _levels(entry, side, stop_ppm, target_ppm):  # type: ignore[no-untyped-def]
     return exit_levels(entry, side, stop_ppm, target_ppm)
 
 # %% ../../nbs/research/11_sweep.ipynb #9a00a966
-@njit(inline="always", cache=True, nogil=True, error_model="numpy")
-def mark_signals(c_row, c_side, c_enter, c_share, c_depth, c_other, c_qty, p, words, layer):  # type: ignore[no-untyped-def]
-    "Bits of one entry rule. Rows of `words`: entries long, entries short, signals long, signals short."
-    words[:] = 0
+def _build_mark(stamp: str) -> Callable[..., None]:
+    @njit(cache=True, nogil=True, error_model="numpy")
+    def mark(c_row, c_side, c_share, c_depth, c_other, c_qty, p, bits):  # type: ignore[no-untyped-def]
+        "Bits of the rows on which one entry rule gives a signal; row 0 of `bits`: long, row 1: short."
+        version = stamp  # noqa: F841
+        bits[:] = 0
+        at, x, y = np.int64(0), np.int64(0), np.int64(0)
+        for k in range(len(c_row)):
+            ok = passes(c_share[k], c_depth[k], c_other[k], p)
+            if p.confirm_levels > 1 and ok: ok = confirmed(c_qty[k, 0], c_qty[k, 1], p.levels, p.depth_multiplier) >= p.confirm_levels
+            w = np.int64(c_row[k]) >> 6
+            if w != at:
+                bits[0, at], bits[1, at] = x, y
+                at, x, y = w, np.int64(0), np.int64(0)
+            one = np.int64(ok) << (np.int64(c_row[k]) & 63)
+            long = np.int64(c_side[k] > 0)
+            x |= one * long
+            y |= one * (1 - long)
+        bits[0, at], bits[1, at] = x, y
+    return mark
+
+mark = _build_mark(KERNEL_STAMP)
+
+# %% ../../nbs/research/11_sweep.ipynb #c3c9715e
+@njit(cache=True, nogil=True)
+def combine(a, b, c, enter, words, layer):  # type: ignore[no-untyped-def]
+    "AND of three conditions. Rows of `words`: entries long, entries short, signals long, signals short."
     layer[:] = 0
-    for k in range(len(c_row)):
-        if not passes(c_share[k], c_depth[k], c_other[k], p): continue
-        if p.confirm_levels > 1 and confirmed(c_qty[k, 0], c_qty[k, 1], p.levels, p.depth_multiplier) < p.confirm_levels: continue
-        j = 0 if c_side[k] > 0 else 1
-        set_bit(words[2 + j], layer[2 + j], c_row[k])
-        if c_enter[k]: set_bit(words[j], layer[j], c_row[k])
+    for j in range(2):
+        for w in range(len(enter)):
+            x = a[j, w] & b[j, w] & c[j, w]
+            words[2 + j, w], words[j, w] = x, x & enter[w]
+            if x != 0: layer[2 + j, w >> 6] |= np.int64(1) << (w & 63)
+            if x & enter[w] != 0: layer[j, w >> 6] |= np.int64(1) << (w & 63)
 
 # %% ../../nbs/research/11_sweep.ipynb #c1512f2b
 @njit(inline="always", cache=True, nogil=True)
@@ -616,13 +640,18 @@ run_one = _build_run(KERNEL_STAMP)
 # %% ../../nbs/research/11_sweep.ipynb #8d230a06
 def _build_sets(one: Callable[..., int], stamp: str) -> Callable[..., int]:
     @njit(cache=True, nogil=True, error_model="numpy")
-    def run_sets(now, touch, close, b1, b2, b3, clock, m, row, side, enter, share, depth, other, qty, p, words, layer, sets, tick, out, log):  # type: ignore[no-untyped-def]
-        room, version = 0, stamp  # noqa: F841
+    def run_sets(now, touch, close, b1, b2, b3, clock, m, row, side, share, depth, other, qty, p,  # type: ignore[no-untyped-def]
+                 enter, axis, sets, tick, out, log):
+        room, nw, version = 0, len(enter), stamp  # noqa: F841
+        words, layer, bits = np.zeros((4, nw), np.int64), np.zeros((4, (nw >> 6) + 1), np.int64), np.zeros((2, nw), np.int64)
         for k in range(len(sets)):
-            st = sets[k]
-            if k == 0 or st.lower != p.lower or st.upper != p.upper or st.depth_multiplier != p.depth_multiplier:
+            st, new = sets[k], k == 0
+            if k > 0: new = st.lower != sets[k - 1].lower or st.upper != sets[k - 1].upper or st.depth_multiplier != sets[k - 1].depth_multiplier
+            if new and len(axis) > 0: combine(axis[st.i_lower], axis[st.i_upper], axis[st.i_multiplier], enter, words, layer)
+            elif new:
                 p.lower, p.upper, p.depth_multiplier = st.lower, st.upper, st.depth_multiplier
-                mark_signals(row, side, enter, share, depth, other, qty, p, words, layer)
+                mark(row, side, share, depth, other, qty, p, bits)
+                combine(bits, bits, bits, enter, words, layer)
             room += one(now, touch, close, b1, b2, b3, clock, m, words, layer, st, tick, out[k], log, room, k)
         return room
     return run_sets
@@ -630,12 +659,15 @@ def _build_sets(one: Callable[..., int], stamp: str) -> Callable[..., int]:
 run_sets = _build_sets(run_one, KERNEL_STAMP)
 
 # %% ../../nbs/research/11_sweep.ipynb #a42d7cee
+AXIS_BYTES = 64_000_000  # most memory for the bits of single values
+_RULE_AXES = ("lower", "upper", "depth_multiplier")
+
 def _sets(
     params: "pd.DataFrame",  # with the axes as columns
 ) -> Rows:  # dtype SETS
     "Parameters as the kernel reads them."
     out = np.zeros(len(params), SETS)
-    for n in ("lower", "upper", "depth_multiplier"): out[n] = params[n]
+    for n in _RULE_AXES: out[n] = params[n]
     for n, unit, source in (("stop_ppm", PPM, "stop_pct"), ("target_ppm", PPM, "target_pct"), ("hold_ns", 1_000_000_000, "hold_s")):
         out[n] = np.rint(params[source].to_numpy(float) * unit)
     return out
@@ -648,15 +680,45 @@ def _model(tape: Tape, model: FillModel) -> Rows:
     m["cost"], m["shift"], m["last"] = model.cost_bps * 1e-4, tape.shift, tape.last
     return m
 
+# %% ../../nbs/research/11_sweep.ipynb #e07eec5a
+def axis_bits(
+    c: Candidates,  # of one pressure definition
+    p: Rows,  # shape (1,), PARAMS: the rest of the rule; its three thresholds are overwritten
+    sets: Rows,  # dtype SETS; `i_lower`, `i_upper`, `i_multiplier` are filled in
+    words: int,  # 64-bit words that cover the tape
+) -> npt.NDArray[np.int64]:  # shape (values, 2, words); no values where marking each rule is less work
+    "Signals of each single threshold, the other two at their loosest."
+    found = [np.unique(sets[n], return_inverse=True) for n in _RULE_AXES]
+    count, rules = sum(len(v) for v, _ in found), len(np.unique(sets[list(_RULE_AXES)]))
+    if count >= rules or count * 16 * words > AXIS_BYTES: return np.zeros((0, 2, words), np.int64)
+    out, at = np.zeros((count, 2, words), np.int64), 0
+    for name, index, (values, where) in zip(_RULE_AXES, ("i_lower", "i_upper", "i_multiplier"), found, strict=True):
+        sets[index] = at + where
+        p["lower"], p["upper"], p["depth_multiplier"] = sets["lower"].min(), sets["upper"].max(), sets["depth_multiplier"].min()
+        for v in values:
+            p[name] = v
+            mark(c.row, c.side, c.share, c.depth, c.other, c.qty, p[0], out[at])
+            at += 1
+    return out
+
+# %% ../../nbs/research/11_sweep.ipynb #9ce6c068
+def entry_words(
+    c: Candidates,  # of one pressure definition
+    words: int,  # 64-bit words that cover the tape
+) -> npt.NDArray[np.int64]:  # shape (words,)
+    "Bits of the rows on which entries are allowed."
+    bits = np.zeros(words * 64, np.uint8)
+    bits[c.row[c.enter]] = 1
+    return np.packbits(bits, bitorder="little").view(np.int64)
+
 def _run(tape: Tape, kind: str, sets: Rows, model: FillModel, log: Rows) -> Rows:
     "Run sets of one pressure definition; dtype RESULT. Trades go to `log` as far as it has room."
-    c, n = tape.candidates[kind], len(tape.now)
+    c, words = tape.candidates[kind], (len(tape.now) >> 6) + 1
     p, out = np.zeros(1, PARAMS), np.zeros(len(sets), RESULT)
     for k, v in rule_params(model.rule).items(): p[k] = v
-    nw = (n >> 6) + 1
-    words, layer = np.zeros((4, nw), np.int64), np.zeros((4, (nw >> 6) + 1), np.int64)
-    run_sets(tape.now, tape.touch, tape.close, *tape.blocks, tape.clock, _model(tape, model)[0], c.row, c.side, c.enter, c.share, c.depth, c.other, c.qty,
-             p[0], words, layer, sets, tape.tick, out, log)
+    axis = axis_bits(c, p, sets, words)
+    run_sets(tape.now, tape.touch, tape.close, *tape.blocks, tape.clock, _model(tape, model)[0], c.row, c.side, c.share, c.depth, c.other, c.qty, p[0],
+             entry_words(c, words), axis, sets, tape.tick, out, log)
     return out
 
 # %% ../../nbs/research/11_sweep.ipynb #3bd6ef45
