@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -422,7 +421,7 @@ def _tape(session: str, symbol: str, where: str, rows: Rows, candidates: dict[st
 def _ctz(typingctx, x):  # type: ignore[no-untyped-def]
     "Number of trailing zero bits of a word that is not zero."
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+        return builder.cttz(args[0], context.get_constant(types.boolean, True))
     return types.int64(types.int64), codegen
 
 @njit(inline="always", cache=True, nogil=True)
