@@ -14,14 +14,28 @@ from hypothesis import strategies as st
 from markets import config, notes, random_tape, run_all, synthetic
 from realdata import realdata
 
-from scalp_nb.feed.depth import DEPTH, Rows, empty_depth
+from scalp_nb.feed.depth import Rows, empty_depth
 from scalp_nb.feed.health import HealthConfig, health_params
 from scalp_nb.feed.instrument import Instrument, Universe
 from scalp_nb.order.exits import ExitConfig, levels
 from scalp_nb.order.types import Side
 from scalp_nb.research.sweep import (
-    AXES, TOTALS, FillModel, cell_numbers, run_tape, run_unit, session_at, session_of, sets_frame, summary, sweep, sweep_space, tape_of, trades_of,
-    units_of, without_rows,
+    AXES,
+    TOTALS,
+    FillModel,
+    cell_numbers,
+    run_tape,
+    run_unit,
+    session_at,
+    session_of,
+    sets_frame,
+    summary,
+    sweep,
+    sweep_space,
+    tape_of,
+    trades_of,
+    units_of,
+    without_rows,
 )
 from scalp_nb.research.trials import ResearchError, TrialLog
 from scalp_nb.strategy.pressure import PressureParams, rule_params
@@ -66,7 +80,7 @@ def walk(rows: list[dict], q, model: FillModel, tick: Decimal = Decimal("0.05"))
 
     def exact(px: float) -> Decimal: return tick * round(Decimal(px) / tick)
 
-    def on_tick(px: Decimal, direction: int) -> Decimal: return tick * (px / tick).to_integral_value("ROUND_CEILING" if direction > 0 else "ROUND_FLOOR")
+    def on_tick(px: Decimal, up: int) -> Decimal: return tick * (px / tick).to_integral_value("ROUND_CEILING" if up > 0 else "ROUND_FLOOR")
 
     def meets(j: int) -> int: return last_by(rows, rows[j]["now"] + lat) if lat else min(j + model.latency_rows, len(rows) - 1)
 
@@ -131,10 +145,12 @@ def cases(draw):
                             min_footprint=draw(st.sampled_from([None, 0.8]))),
         health=HealthConfig(stale_ms=3000, suspect_ms=500), cost_bps=draw(st.sampled_from([0.0, 3.5])),
         max_trades=draw(st.sampled_from([0, 0, 3])), tick=draw(st.sampled_from([None, 0.05])),
-        **draw(st.sampled_from([{}, {"latency_rows": 1}, {"latency_rows": 7}, {"latency_ns": 1}, {"latency_ns": 60_000_000}, {"latency_ns": 2_000_000_000}])))
+        **draw(st.sampled_from([{}, {"latency_rows": 1}, {"latency_rows": 7}, {"latency_ns": 1}, {"latency_ns": 60_000_000},
+                                {"latency_ns": 2_000_000_000}])))
     space = sweep_space(pressure=draw(st.sampled_from([("whole_book",), ("displayed",), ("whole_book", "displayed")])), lower=(0.52, 0.6, 0.7),
                         upper=(0.8, 1.0), depth_multiplier=(1.0, 1.3), stop_pct=(0.0005, 0.002), target_pct=(0.0005, 0.003),
-                        hold_s=(0.0, draw(st.sampled_from([0.01, 0.3, 9.0]))), sample=draw(st.sampled_from([None, 1, 2, 30])), seed=draw(st.integers(0, 99)))
+                        hold_s=(0.0, draw(st.sampled_from([0.01, 0.3, 9.0]))), sample=draw(st.sampled_from([None, 1, 2, 30])),
+                        seed=draw(st.integers(0, 99)))
     return draw(st.integers(0, 2**32 - 1)), draw(st.sampled_from([40, 700])), model, space, draw(st.booleans())
 
 
@@ -179,7 +195,8 @@ def check_totals(want: list[tuple], got: pd.Series, cost: float) -> None:
 def test_the_walk_finds_every_kind_of_exit():
     """The property above means something only if its tapes reach every branch."""
     rng = np.random.default_rng(5)
-    model = FillModel(rule=PressureParams(warmup_rows=1, rest_s=0.0, max_spread_bps=500.0), health=HealthConfig(stale_ms=3000, suspect_ms=500), tick=0.05)
+    rule = PressureParams(warmup_rows=1, rest_s=0.0, max_spread_bps=500.0)
+    model = FillModel(rule=rule, health=HealthConfig(stale_ms=3000, suspect_ms=500), tick=0.05)
     space = sweep_space(lower=0.52, upper=1.0, depth_multiplier=1.0, stop_pct=(0.0005, 0.2), target_pct=(0.0005, 0.9), hold_s=(0, 0.3))
     seen = []
     for rule in (model.rule, model.rule.model_copy(update={"exit_on_opposite": False})):
@@ -227,8 +244,9 @@ def test_equals_vectorbt_where_both_can_express_it(latency):
     shifted = pd.Series(signal).shift(latency, fill_value=0).to_numpy()
     bid, ask = rows["bid_px"][:, 0], rows["ask_px"][:, 0]
     price = np.where(shifted > 0, ask, np.where(shifted < 0, bid, (bid + ask) / 2))
-    pf = vbt.Portfolio.from_signals(pd.Series((bid + ask) / 2, index), entries=pd.Series(shifted > 0, index), short_entries=pd.Series(shifted < 0, index),
-                                    price=pd.Series(price, index), size=1.0, fees=4e-4, init_cash=1e6, upon_opposite_entry="close", freq="250ms")
+    pf = vbt.Portfolio.from_signals(pd.Series((bid + ask) / 2, index), entries=pd.Series(shifted > 0, index),
+                                    short_entries=pd.Series(shifted < 0, index), upon_opposite_entry="close", freq="250ms",
+                                    price=pd.Series(price, index), size=1.0, fees=4e-4, init_cash=1e6)
     theirs = pf.trades.records
     theirs = theirs[theirs["status"] == 1]
     mine = mine[mine["reason"] != "end"]
@@ -276,7 +294,7 @@ def test_stops_and_targets_equal_vectorbt_for_long_positions():
 FREE = {"risk.avoid_last_minutes": 0, "risk.max_drawdown_pct": 0.99, "risk.max_daily_loss_pct": 0.99, "risk.depth_multiple": 0.001,
         "risk.max_spread_pct": 0.2, "risk.max_orders_per_second": 100, "risk.max_orders_per_minute": 5000, "risk.duplicate_window_s": 0.001,
         "risk.max_consecutive_losses": 10_000, "risk.max_trades_per_day": 10_000,
-        "exits.mode": "local", "exits.max_slippage_pct": 0.02, "strategy.decision_window_ms": 0, "strategy.cooldown_s": 0.0, "strategy.confirm_levels": 1,
+        "exits.mode": "local", "exits.max_slippage_pct": 0.02, "strategy.decision_window_ms": 0, "strategy.cooldown_s": 0.0,
         "paper": {"order_latency_ns": 0, "response_latency_ns": 0}}
 
 
@@ -331,7 +349,8 @@ def test_results_do_not_depend_on_the_chunking(tmp_path):
 def test_a_sample_gives_what_the_grid_gives(tmp_path):
     sessions, model = market_sessions(1, 1), FillModel(tick=0.05)
     whole = pd.concat(sweep(sessions, GRID, TrialLog(tmp_path / "a"), model)).set_index("set")
-    some = pd.concat(sweep(sessions, sweep_space(**GRID.model_dump(exclude={"sample", "seed"}), sample=40, seed=3), TrialLog(tmp_path / "a"), model, chunk=9))
+    sample = sweep_space(**GRID.model_dump(exclude={"sample", "seed"}), sample=40, seed=3)
+    some = pd.concat(sweep(sessions, sample, TrialLog(tmp_path / "a"), model, chunk=9))
     some = some.set_index("set")
     assert len(some) == 40
     pd.testing.assert_frame_equal(some, whole.loc[some.index])
@@ -432,7 +451,8 @@ def test_real_recording_equals_the_walk(tmp_path):
     rows = session_of("FROG", session.rows[:6000], Universe("u", (Instrument(session.symbols[0], "US"),))).rows
     model = FillModel(rule=PressureParams(max_spread_bps=500.0, rest_s=1.0), health=HealthConfig(stale_ms=60_000, connection_stale_ms=60_000),
                       tick=0.01, latency_ns=20_000_000)
-    space = sweep_space(pressure="displayed", lower=(0.55, 0.7), upper=1.0, depth_multiplier=1.0, stop_pct=(0.001, 0.003), target_pct=0.002, hold_s=(0, 30))
+    space = sweep_space(pressure="displayed", lower=(0.55, 0.7), upper=1.0, depth_multiplier=1.0, stop_pct=(0.001, 0.003), target_pct=0.002,
+                        hold_s=(0, 30))
     params = sets_frame(space, cell_numbers(space))
     tape = tape_of("FROG", session.symbols[0], 0, [rows], space, model)
     n = 0
@@ -443,6 +463,7 @@ def test_real_recording_equals_the_walk(tmp_path):
         seen = list(facts(rows, 0, 1, model, rule, (0, NEVER)))
         fast = walk(seen, q, model, Decimal("0.01"))
         mine = trades_of(tape, params.iloc[[k]], model)
-        assert [w[:4] + (w[6],) for w in fast] == [tuple(x) for x in mine[["signal_row", "entry_row", "exit_row", "side", "reason"]].itertuples(index=False)]
+        columns = ["signal_row", "entry_row", "exit_row", "side", "reason"]
+        assert [w[:4] + (w[6],) for w in fast] == [tuple(x) for x in mine[columns].itertuples(index=False)]
         n += len(fast)
     assert n > 100

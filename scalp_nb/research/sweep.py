@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['AXES', 'PPM', 'Axis', 'Kinds', 'MISSING', 'skim', 'BLOCK', 'UNIT', 'STOP', 'TARGET', 'OPPOSITE', 'TIME', 'END',
-           'EXIT_NAMES', 'SETS', 'MODEL', 'TRADE', 'TOTALS', 'RESULT', 'mark', 'run_one', 'run_sets', 'AXIS_BYTES',
-           'CHUNK', 'STRATEGY', 'SUMS', 'SweepSpace', 'sweep_space', 'cell_numbers', 'sets_frame', 'FillModel',
-           'Session', 'session_rows', 'session_of', 'session_at', 'without_rows', 'Candidates', 'Tape', 'loosest',
-           'tick_of', 'whole_ticks', 'extrema', 'time_slots', 'tape_of', 'next_bit', 'set_bit', 'first_hit', 'row_at',
-           'exit_levels', 'combine', 'filled', 'count_trade', 'axis_bits', 'entry_words', 'run_tape', 'trades_of',
-           'Unit', 'unit_tape', 'run_unit', 'units_of', 'log_unit', 'sweep', 'break_even', 'session_nets', 'summary']
+           'EXIT_NAMES', 'SETS', 'MODEL', 'TRADE', 'TOTALS', 'RESULT', 'mark', 'mark_axis', 'run_one', 'run_sets',
+           'AXIS_BYTES', 'CHUNK', 'STRATEGY', 'SUMS', 'SweepSpace', 'sweep_space', 'cell_numbers', 'sets_frame',
+           'FillModel', 'Session', 'session_rows', 'session_of', 'session_at', 'without_rows', 'Candidates', 'Tape',
+           'loosest', 'tick_of', 'whole_ticks', 'extrema', 'time_slots', 'tape_of', 'next_bit', 'set_bit', 'first_hit',
+           'row_at', 'exit_levels', 'combine', 'filled', 'count_trade', 'axis_bits', 'entry_words', 'run_tape',
+           'trades_of', 'Unit', 'unit_tape', 'run_unit', 'units_of', 'log_unit', 'sweep', 'break_even', 'session_nets',
+           'summary']
 
 # %% ../../nbs/research/11_sweep.ipynb #a9ebcad6
 import hashlib
@@ -28,7 +29,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from ..feed.depth import DEPTH, Rows, empty_depth
+from ..feed.depth import Rows, empty_depth
 from ..feed.health import HealthConfig, health_params
 from ..feed.instrument import Universe
 from .trials import ResearchError, TrialLog, param_ids
@@ -121,7 +122,9 @@ def cell_numbers(
 @lru_cache(maxsize=2)
 def _sampled(cells: int, n: int, seed: int) -> npt.NDArray[np.int64]:
     "`n` different cells, ascending, the same for the same seed."
-    return np.sort(np.array(random.Random(seed).sample(range(cells), n), np.int64))
+    out = np.sort(np.array(random.Random(seed).sample(range(cells), n), np.int64))
+    out.flags.writeable = False
+    return out
 
 # %% ../../nbs/research/11_sweep.ipynb #62aa05ac
 def sets_frame(
@@ -136,9 +139,16 @@ def sets_frame(
 
 # %% ../../nbs/research/11_sweep.ipynb #b1c7a956
 class FillModel(BaseModel):
-    "What one sweep assumes of the rule's other options and of the market's answers."
+    """What one sweep assumes of the rule's other options and of the market's answers.
+
+    Entry: flat and rested, on the first row with a signal, at the touch of the last row received when the order arrives, `latency_ns` or
+    `latency_rows` later; lost where that row is one-sided or crossed. Exit: the first later row whose closing price reaches stop (first) or target,
+    or that carries a healthy opposite signal; or when the holding time is over; or on the last two-sided row. Filled at the touch after the same
+    latency. Stop and target lie on the tick as in `order.exits.levels`. The next entry is on a later row, at least `rule.rest_s` after the fill.
+    One position a symbol, one lot of constant value, `cost_bps` of the traded value a side.
+    """
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    rule: PressureParams = Field(PressureParams(), description="the strategy's other parameters: levels, filters, spread, warm-up, rest, shorts, opposite")
+    rule: PressureParams = Field(PressureParams(), description="the other parameters: levels, filters, spread, warm-up, rest, shorts, opposite")
     health: HealthConfig = Field(HealthConfig(), description="when rows are not believed")
     cost_bps: float = Field(3.0, ge=0, le=500, description="fees and other costs of one side, basis points of its value")
     latency_ns: int = Field(0, ge=0, le=60_000_000_000, description="from decision to fill")
@@ -304,8 +314,8 @@ class _Skimmer:
         "Consume at most BLOCK rows; the symbol's rows that count, valid until the next call."
         n = skim(rows, self.which, self.base, self.sym[0], self.glob[0], self.params[0], self.book, self.watch, self.out, self.cand)
         c = self.cand[:int(self.glob["rows"][0])]
-        types_ = {"row": np.int32, "side": np.int8, "enter": np.bool_}
-        part = [c[f].astype(types_.get(f, np.float64)) for f in ("row", "side", "enter", "share", "depth", "other")]
+        kinds: dict[str, Any] = {"row": np.int32, "side": np.int8, "enter": np.bool_}
+        part = [c[f].astype(kinds.get(f, np.float64)) for f in ("row", "side", "enter", "share", "depth", "other")]
         self.kept.append((*part, c["qty"].copy() if self.wide else np.empty((0, 2, 5))))
         self.base += n
         return self.out[:n]
@@ -539,6 +549,32 @@ def _build_mark(stamp: str) -> Callable[..., None]:
 
 mark = _build_mark(KERNEL_STAMP)
 
+# %% ../../nbs/research/11_sweep.ipynb #e84cf9c6
+def _build_axis(stamp: str) -> Callable[..., None]:
+    @njit(cache=True, nogil=True, error_model="numpy")
+    def mark_axis(c_row, c_side, c_share, c_depth, c_other, c_qty, p, values, axis, bits):  # type: ignore[no-untyped-def]
+        "Bits of each value (ascending) of one threshold: 0 lower, 1 upper, 2 depth multiplier; `bits` is zero on entry, shape (values, 2, words)."
+        n, version = len(values), stamp  # noqa: F841
+        for k in range(len(c_row)):
+            lo, hi = 0, n
+            while lo < hi:
+                m = (lo + hi) >> 1
+                if axis == 0: p.lower = values[m]
+                elif axis == 1: p.upper = values[m]
+                else: p.depth_multiplier = values[m]
+                ok = passes(c_share[k], c_depth[k], c_other[k], p)
+                if p.confirm_levels > 1 and ok: ok = confirmed(c_qty[k, 0], c_qty[k, 1], p.levels, p.depth_multiplier) >= p.confirm_levels
+                if ok == (axis != 1): lo = m + 1
+                else: hi = m
+            at = lo if axis == 1 else lo - 1
+            if 0 <= at < n: bits[at, 0 if c_side[k] > 0 else 1, c_row[k] >> 6] |= np.int64(1) << (np.int64(c_row[k]) & 63)
+        for v in range(1, n):
+            if axis == 1: bits[v] |= bits[v - 1]
+            else: bits[n - 1 - v] |= bits[n - v]
+    return mark_axis
+
+mark_axis = _build_axis(KERNEL_STAMP)
+
 # %% ../../nbs/research/11_sweep.ipynb #c3c9715e
 @njit(cache=True, nogil=True)
 def combine(a, b, c, enter, words, layer):  # type: ignore[no-untyped-def]
@@ -658,7 +694,7 @@ def _build_sets(one: Callable[..., int], stamp: str) -> Callable[..., int]:
 run_sets = _build_sets(run_one, KERNEL_STAMP)
 
 # %% ../../nbs/research/11_sweep.ipynb #a42d7cee
-AXIS_BYTES = 64_000_000  # most memory for the bits of single values
+AXIS_BYTES = 100_000_000  # most memory for the bits of single values
 _RULE_AXES = ("lower", "upper", "depth_multiplier")
 
 def _sets(
@@ -691,13 +727,11 @@ def axis_bits(
     count, rules = sum(len(v) for v, _ in found), len(np.unique(sets[list(_RULE_AXES)]))
     if count >= rules or count * 16 * words > AXIS_BYTES: return np.zeros((0, 2, words), np.int64)
     out, at = np.zeros((count, 2, words), np.int64), 0
-    for name, index, (values, where) in zip(_RULE_AXES, ("i_lower", "i_upper", "i_multiplier"), found, strict=True):
+    for axis, index, (values, where) in zip(range(3), ("i_lower", "i_upper", "i_multiplier"), found, strict=True):
         sets[index] = at + where
         p["lower"], p["upper"], p["depth_multiplier"] = sets["lower"].min(), sets["upper"].max(), sets["depth_multiplier"].min()
-        for v in values:
-            p[name] = v
-            mark(c.row, c.side, c.share, c.depth, c.other, c.qty, p[0], out[at])
-            at += 1
+        mark_axis(c.row, c.side, c.share, c.depth, c.other, c.qty, p[0], values, axis, out[at:at + len(values)])
+        at += len(values)
     return out
 
 # %% ../../nbs/research/11_sweep.ipynb #9ce6c068
@@ -716,8 +750,8 @@ def _run(tape: Tape, kind: str, sets: Rows, model: FillModel, log: Rows) -> Rows
     p, out = np.zeros(1, PARAMS), np.zeros(len(sets), RESULT)
     for k, v in rule_params(model.rule).items(): p[k] = v
     axis = axis_bits(c, p, sets, words)
-    run_sets(tape.now, tape.touch, tape.close, *tape.blocks, tape.clock, _model(tape, model)[0], c.row, c.side, c.share, c.depth, c.other, c.qty, p[0],
-             entry_words(c, words), axis, sets, tape.tick, out, log)
+    run_sets(tape.now, tape.touch, tape.close, *tape.blocks, tape.clock, _model(tape, model)[0], c.row, c.side, c.share, c.depth, c.other, c.qty,
+             p[0], entry_words(c, words), axis, sets, tape.tick, out, log)
     return out
 
 # %% ../../nbs/research/11_sweep.ipynb #3bd6ef45
@@ -731,7 +765,7 @@ def run_tape(
     out = np.zeros(len(params), RESULT)
     kinds = params["pressure"].to_numpy()
     for kind in dict.fromkeys(kinds):
-        if kind not in tape.candidates: raise ResearchError("pressure definition of a tape", kind, ", ".join(tape.candidates), "make the tape with it")
+        if kind not in tape.candidates: raise ResearchError("pressure definition of a tape", kind, ", ".join(tape.candidates), "sweep it too")
         at = np.flatnonzero(kinds == kind)
         out[at] = _run(tape, kind, _sets(params.iloc[at]), model, np.zeros(0, TRADE))
     got = pd.DataFrame({n: out[n] for n in TOTALS})
@@ -808,12 +842,12 @@ def units_of(
     "A sweep cut into pieces; refuses one that a session or symbol would make incomplete."
     if not sessions: raise ResearchError("sessions", 0, "at least one", "name the recordings to sweep over")
     names = [s.name for s in sessions]
-    if len(set(names)) < len(names): raise ResearchError("session names", names, "each name once", "two sessions with one name would be added up as one")
+    if len(set(names)) < len(names): raise ResearchError("session names", names, "each name once", "two of one name would be added up as one")
     if chunk < 1: raise ResearchError("chunk", chunk, "1 or more")
     wanted = tuple(symbols) or sessions[0].symbols
     for s in sessions:
         for missing in (x for x in wanted if x not in s.symbols):
-            raise ResearchError(f"symbol in session {s.name}", missing, ", ".join(s.symbols[:8]), "name the symbols to sweep, or leave the session out")
+            raise ResearchError(f"symbol in session {s.name}", missing, ", ".join(s.symbols[:8]), "name the symbols, or leave the session out")
     return [Unit(s, x, space, model, a, min(a + chunk, space.size)) for s in sessions for x in wanted for a in range(0, space.size, chunk)]
 
 # %% ../../nbs/research/11_sweep.ipynb #8548b01f
@@ -823,7 +857,8 @@ STRATEGY = "pressure"
 def _ids(space: SweepSpace, rule: PressureParams, start: int, stop: int) -> npt.NDArray[np.uint64]:
     "Identities of a range of sets: what is swept, and a hash of the strategy's other parameters."
     rest = rule.model_dump_json(exclude={"pressure", "lower", "upper", "depth_multiplier"})
-    sets = sets_frame(space, cell_numbers(space, start, stop)).drop(columns="set").to_dict("records")
+    f = sets_frame(space, cell_numbers(space, start, stop))
+    sets = (dict(zip(AXES, values, strict=True)) for values in zip(*(f[a].tolist() for a in AXES), strict=True))
     return param_ids(sets, {"rule": hashlib.sha256(rest.encode()).hexdigest()})
 
 def log_unit(

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -91,7 +91,7 @@ def _parsed(line: bytes, number: int, path: Path) -> Trial:
     "A line of the log as a record."
     try: return Trial(**json.loads(line))
     except (ValueError, TypeError) as err:
-        raise ResearchError(f"trial log {path.name}, line {number}", line[:60].decode("utf-8", "replace"), "one JSON object a line as written by TrialLog",
+        raise ResearchError(f"trial log {path.name}, line {number}", line[:60].decode("utf-8", "replace"), "one JSON object a line",
                             "restore the log from a copy: without it the number of trials is not known") from err
 
 # %% ../../nbs/research/10_trials.ipynb #4e8e3434

@@ -7,6 +7,7 @@ start from prepared arrays; `with tape` adds the pass of the production scan ove
 makes the tape from blocks of depth and runs the whole grid.
 """
 
+# ruff: noqa: E402
 import json
 import subprocess
 import sys
@@ -27,6 +28,10 @@ START, STEP = 1_795_060_000_000_000_000, 250_000_000
 SPACE = sweep_space(lower=(0.60, 0.65, 0.70, 0.75, 0.80), upper=(0.95, 1.0), depth_multiplier=(1.2, 1.5, 2.0, 3.0),
                     stop_pct=(0.001, 0.0015, 0.002, 0.0025, 0.003), target_pct=(0.002, 0.004, 0.006, 0.008, 0.01))
 MODEL = FillModel(rule=PressureParams(warmup_rows=1, rest_s=0.0, exit_on_opposite=False), latency_rows=1, tick=0.05)
+
+FINE = sweep_space(lower=np.arange(600, 801) / 1000, upper=(0.95, 1.0), depth_multiplier=np.arange(120, 301) / 100, stop_pct=np.arange(10, 31) / 1e4,
+                   target_pct=np.arange(20, 101) / 1e4, hold_s=(60, 120, 300, 600), sample=1000)
+FULL = FillModel(rule=PressureParams(warmup_rows=1, rest_s=30.0), latency_ns=100_000_000, tick=0.05)
 
 
 def blocks(n: int, size: int = 50_000):
@@ -97,8 +102,9 @@ def vectorbt_rate(data, params, engine: str) -> tuple[float, float]:
             long[:, k] = (q.lower <= share) & (share <= q.upper) & (depth > q.depth_multiplier)
             short[:, k] = (q.lower <= 1 - share) & (1 - share <= q.upper) & (depth * q.depth_multiplier < 1)
         long, short = np.roll(long, 1, 0), np.roll(short, 1, 0)
-        pf = vbt.Portfolio.from_signals(pd.Series((bid + ask) / 2, index), entries=pd.DataFrame(long, index), short_entries=pd.DataFrame(short, index),
-                                        sl_stop=p.stop_pct.to_numpy()[None, :], tp_stop=p.target_pct.to_numpy()[None, :],
+        pf = vbt.Portfolio.from_signals(pd.Series((bid + ask) / 2, index), entries=pd.DataFrame(long, index),
+                                        short_entries=pd.DataFrame(short, index), sl_stop=p.stop_pct.to_numpy()[None, :],
+                                        tp_stop=p.target_pct.to_numpy()[None, :],
                                         upon_opposite_entry="ignore", freq="250ms")
         return pf.total_return()
     t, _, _ = medians(run, 5)
@@ -119,11 +125,14 @@ def main() -> None:
     if "--child" in sys.argv: return child(n)
     params = sets_frame(SPACE, cell_numbers(SPACE))
     cells = n * len(params)
-    kept = list(blocks(n))
-    tape = tape_of("day", "A", 0, kept, SPACE, MODEL)
-    prepare, _, _ = medians(lambda: tape_of("day", "A", 0, kept, SPACE, MODEL), 5)
+    depth = list(blocks(n))
+    tape = tape_of("day", "A", 0, depth, SPACE, MODEL)
+    prepare, _, _ = medians(lambda: tape_of("day", "A", 0, depth, SPACE, MODEL), 5)
     run, fast, slow = medians(lambda: run_tape(tape, params, MODEL))
-    del kept
+    full = tape_of("day", "A", 0, depth, FINE, FULL)
+    some = sets_frame(FINE, cell_numbers(FINE))
+    hard, _, _ = medians(lambda: run_tape(full, some, FULL))
+    depth.clear()
     data, out = arrays(n), np.zeros((len(params), 2))
     cols = [params[c].to_numpy() for c in ("lower", "upper", "depth_multiplier", "stop_pct", "target_pct")]
     loop, _, _ = medians(lambda: naive(*data, *cols, out), 5)
@@ -132,6 +141,8 @@ def main() -> None:
           f"candidate rows {len(tape.candidates['whole_book'].row) / n:.1%}")
     rate = cells / run
     print(f"kernel      {rate / 1e9:8.2f} G row-combinations/s  ({run * 1e3:.1f} ms, {fast * 1e3:.1f}..{slow * 1e3:.1f})")
+    print(f"sampled     {n * len(some) / hard / 1e9:8.2f} G row-combinations/s  (no two sets share an entry rule; opposite exits, holding times, "
+          f"{run_tape(full, some, FULL).trades.mean():.0f} trades a set)")
     print(f"with tape   {cells / (run + prepare) / 1e9:8.2f} G row-combinations/s  (tape {prepare * 1e3:.0f} ms)")
     print(f"naive loop  {cells / loop / 1e9:8.2f} G row-combinations/s  (kernel is {rate * loop / cells:.1f} times as fast)")
     mem = json.loads(subprocess.run([sys.executable, __file__, str(n), "--child"], capture_output=True, text=True, check=True).stdout)
