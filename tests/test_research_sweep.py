@@ -154,7 +154,7 @@ def cases(draw):
     return draw(st.integers(0, 2**32 - 1)), draw(st.sampled_from([40, 700])), model, space, draw(st.booleans())
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(cases())
 def test_kernel_equals_a_walk_over_every_row(case):
     seed, n, model, space, window = case

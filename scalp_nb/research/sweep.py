@@ -240,6 +240,7 @@ class Tape:
     now: npt.NDArray[np.int64]       # event time of each row, never decreasing, ns
     touch: npt.NDArray[np.int32]     # shape (2, n): best bid, best ask; MISSING where not shown
     close: npt.NDArray[np.int32]     # shape (2, n): what a long, a short position is judged by; carried over rows that show nothing
+    shown: npt.NDArray[np.bool_]     # shape (2, n): whether that price is the row's own
     blocks: tuple[npt.NDArray[np.int32], ...]  # by 16, 256, 4096 rows: shape (2, 2, blocks), lowest and highest of `close`
     clock: npt.NDArray[np.int32]     # first row at or after the beginning of each time slot
     shift: int                       # a slot is 2**shift ns
@@ -421,10 +422,11 @@ def _tape(session: str, symbol: str, where: str, rows: Rows, candidates: dict[st
     if tick <= 0: raise ResearchError(f"price of {where}", 0.0, "positive")
     touch = np.stack([whole_ticks(rows[f], tick, where) for f in ("bid", "ask")])
     closing = np.stack([whole_ticks(x, tick, where) for x in close])
+    shown = closing != MISSING
     _carry(closing)
     now = np.ascontiguousarray(rows["now"])
     clock, shift = time_slots(now)
-    return Tape(session, symbol, tick, now, touch, closing, extrema(closing), clock, shift, int(np.flatnonzero(both)[-1]), candidates)
+    return Tape(session, symbol, tick, now, touch, closing, shown, extrema(closing), clock, shift, int(np.flatnonzero(both)[-1]), candidates)
 
 # %% ../../nbs/research/11_sweep.ipynb #ccb7c497
 @intrinsic
@@ -624,7 +626,7 @@ def count_trade(out, e, x, side, cost, tick, reason):  # type: ignore[no-untyped
 # %% ../../nbs/research/11_sweep.ipynb #e4b49d4d
 def _build_run(stamp: str) -> Callable[..., int]:
     @njit(cache=True, nogil=True, error_model="numpy")
-    def run_one(now, touch, close, b1, b2, b3, clock, m, words, layer, st, tick, out, log, room, number):  # type: ignore[no-untyped-def]
+    def run_one(now, touch, close, shown, b1, b2, b3, clock, m, words, layer, st, tick, out, log, room, number):  # type: ignore[no-untyped-def]
         n, last, i, done, nl, ns = len(now), m.last, 0, 0, -1, -1
         while m.max_trades == 0 or done < m.max_trades:
             if nl < i: nl = next_bit(words[0], layer[0], i, n)
@@ -647,7 +649,9 @@ def _build_run(stamp: str) -> Callable[..., int]:
             if m.opposite != 0:
                 o = next_bit(words[3 - k], layer[3 - k], f + 1, n)
                 if o <= end: end = o
-            j = first_hit(close[k], b1[k], b2[k], b3[k], f + 1, end + 1, min(stop, target), max(stop, target))
+            j = f + 1
+            while j <= end and not shown[k, j]: j += 1  # a price from before the entry must not close it
+            j = first_hit(close[k], b1[k], b2[k], b3[k], j, end + 1, min(stop, target), max(stop, target))
             if j <= end: reason = STOP if (close[k, j] - stop) * side <= 0 else TARGET
             elif o == end: j, reason = o, OPPOSITE
             if reason == END: x, exit_ts = last, now[last]
@@ -675,7 +679,7 @@ run_one = _build_run(KERNEL_STAMP)
 # %% ../../nbs/research/11_sweep.ipynb #8d230a06
 def _build_sets(one: Callable[..., int], stamp: str) -> Callable[..., int]:
     @njit(cache=True, nogil=True, error_model="numpy")
-    def run_sets(now, touch, close, b1, b2, b3, clock, m, row, side, share, depth, other, qty, p,  # type: ignore[no-untyped-def]
+    def run_sets(now, touch, close, shown, b1, b2, b3, clock, m, row, side, share, depth, other, qty, p,  # type: ignore[no-untyped-def]
                  enter, axis, sets, tick, out, log):
         room, nw, version = 0, len(enter), stamp  # noqa: F841
         words, layer, bits = np.zeros((4, nw), np.int64), np.zeros((4, (nw >> 6) + 1), np.int64), np.zeros((2, nw), np.int64)
@@ -687,7 +691,7 @@ def _build_sets(one: Callable[..., int], stamp: str) -> Callable[..., int]:
                 p.lower, p.upper, p.depth_multiplier = st.lower, st.upper, st.depth_multiplier
                 mark(row, side, share, depth, other, qty, p, bits)
                 combine(bits, bits, bits, enter, words, layer)
-            room += one(now, touch, close, b1, b2, b3, clock, m, words, layer, st, tick, out[k], log, room, k)
+            room += one(now, touch, close, shown, b1, b2, b3, clock, m, words, layer, st, tick, out[k], log, room, k)
         return room
     return run_sets
 
@@ -750,7 +754,7 @@ def _run(tape: Tape, kind: str, sets: Rows, model: FillModel, log: Rows) -> Rows
     p, out = np.zeros(1, PARAMS), np.zeros(len(sets), RESULT)
     for k, v in rule_params(model.rule).items(): p[k] = v
     axis = axis_bits(c, p, sets, words)
-    run_sets(tape.now, tape.touch, tape.close, *tape.blocks, tape.clock, _model(tape, model)[0], c.row, c.side, c.share, c.depth, c.other, c.qty,
+    run_sets(tape.now, tape.touch, tape.close, tape.shown, *tape.blocks, tape.clock, _model(tape, model)[0], c.row, c.side, c.share, c.depth, c.other, c.qty,
              p[0], entry_words(c, words), axis, sets, tape.tick, out, log)
     return out
 
