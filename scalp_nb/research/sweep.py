@@ -754,8 +754,8 @@ def _run(tape: Tape, kind: str, sets: Rows, model: FillModel, log: Rows) -> Rows
     p, out = np.zeros(1, PARAMS), np.zeros(len(sets), RESULT)
     for k, v in rule_params(model.rule).items(): p[k] = v
     axis = axis_bits(c, p, sets, words)
-    run_sets(tape.now, tape.touch, tape.close, tape.shown, *tape.blocks, tape.clock, _model(tape, model)[0], c.row, c.side, c.share, c.depth, c.other, c.qty,
-             p[0], entry_words(c, words), axis, sets, tape.tick, out, log)
+    run_sets(tape.now, tape.touch, tape.close, tape.shown, *tape.blocks, tape.clock, _model(tape, model)[0],
+             c.row, c.side, c.share, c.depth, c.other, c.qty, p[0], entry_words(c, words), axis, sets, tape.tick, out, log)
     return out
 
 # %% ../../nbs/research/11_sweep.ipynb #3bd6ef45
