@@ -89,6 +89,10 @@ def walk(rows: list[dict], q, model: FillModel, tick: Decimal = Decimal("0.05"))
         if side == 0 or rows[i]["now"] < free:
             i += 1
             continue
+        near, far = (rows[i]["ask"], rows[i]["bid"]) if side > 0 else (rows[i]["bid"], rows[i]["ask"])
+        if math.isnan(near) or math.isnan(far) or (exact(far) - levels(Side(side), exact(near), cfg, on_tick)[0]) * side <= 0:
+            i += 1
+            continue
         f = meets(i)
         if f >= end: break
         bid, ask = rows[f]["bid"], rows[f]["ask"]
@@ -197,7 +201,7 @@ def test_the_walk_finds_every_kind_of_exit():
     rng = np.random.default_rng(5)
     rule = PressureParams(warmup_rows=1, rest_s=0.0, max_spread_bps=500.0)
     model = FillModel(rule=rule, health=HealthConfig(stale_ms=3000, suspect_ms=500), tick=0.05)
-    space = sweep_space(lower=0.52, upper=1.0, depth_multiplier=1.0, stop_pct=(0.0005, 0.2), target_pct=(0.0005, 0.9), hold_s=(0, 0.3))
+    space = sweep_space(lower=0.52, upper=1.0, depth_multiplier=1.0, stop_pct=(0.002, 0.2), target_pct=(0.0005, 0.9), hold_s=(0, 0.3))
     seen = []
     for rule in (model.rule, model.rule.model_copy(update={"exit_on_opposite": False})):
         m = model.model_copy(update={"rule": rule})

@@ -8,9 +8,9 @@ __all__ = ['AXES', 'PPM', 'Axis', 'Kinds', 'MISSING', 'skim', 'BLOCK', 'UNIT', '
            'AXIS_BYTES', 'CHUNK', 'STRATEGY', 'SUMS', 'SweepSpace', 'sweep_space', 'cell_numbers', 'sets_frame',
            'FillModel', 'Session', 'session_rows', 'session_of', 'session_at', 'without_rows', 'Candidates', 'Tape',
            'loosest', 'tick_of', 'whole_ticks', 'extrema', 'time_slots', 'tape_of', 'next_bit', 'set_bit', 'first_hit',
-           'row_at', 'exit_levels', 'combine', 'filled', 'count_trade', 'axis_bits', 'entry_words', 'run_tape',
-           'trades_of', 'Unit', 'unit_tape', 'run_unit', 'units_of', 'log_unit', 'sweep', 'break_even', 'session_nets',
-           'summary']
+           'row_at', 'exit_levels', 'stop_met', 'combine', 'filled', 'count_trade', 'axis_bits', 'entry_words',
+           'run_tape', 'trades_of', 'Unit', 'unit_tape', 'run_unit', 'units_of', 'log_unit', 'sweep', 'break_even',
+           'session_nets', 'summary']
 
 # %% ../../nbs/research/11_sweep.ipynb #a9ebcad6
 import hashlib
@@ -142,7 +142,8 @@ class FillModel(BaseModel):
     """What one sweep assumes of the rule's other options and of the market's answers.
 
     Entry: flat and rested, on the first row with a signal, at the touch of the last row received when the order arrives, `latency_ns` or
-    `latency_rows` later; lost where that row is one-sided or crossed. Exit: the first later row whose closing price reaches stop (first) or target,
+    `latency_rows` later; lost where that row is one-sided or crossed. No entry where the spread has already reached the stop (the gate
+    `stop_distance`). Exit: the first later row whose closing price reaches stop (first) or target,
     or that carries a healthy opposite signal; or when the holding time is over; or on the last two-sided row. Filled at the touch after the same
     latency. Stop and target lie on the tick as in `order.exits.levels`. The next entry is on a later row, at least `rule.rest_s` after the fill.
     One position a symbol, one lot of constant value, `cost_bps` of the traded value a side.
@@ -522,6 +523,12 @@ def exit_levels(entry, side, stop_ppm, target_ppm):  # type: ignore[no-untyped-d
     stop = entry * (PPM + stop_ppm) // PPM
     return (stop if stop > entry else -((-entry * (PPM + stop_ppm)) // PPM)), entry * (PPM - target_ppm) // PPM
 
+@njit(inline="always", cache=True, nogil=True)
+def stop_met(entry, closing, side, st):  # type: ignore[no-untyped-def]
+    "Whether a position opened at `entry` could only be closed at its stop or worse: `risk.gates.stop_distance`."
+    stop, _ = exit_levels(entry, side, st.stop_ppm, st.target_ppm)
+    return (closing - stop) * side <= 0
+
 @njit(cache=True, nogil=True)
 def _levels(entry, side, stop_ppm, target_ppm):  # type: ignore[no-untyped-def]
     "The same, to be called from Python."
@@ -633,12 +640,15 @@ def _build_run(stamp: str) -> Callable[..., int]:
             if ns < i: ns = next_bit(words[1], layer[1], i, n)
             i = min(nl, ns)
             if i >= n: break
+            side, k = (1, 0) if nl < ns else (-1, 1)
+            if touch[0, i] == MISSING or touch[1, i] == MISSING or stop_met(np.int64(touch[1 - k, i]), np.int64(touch[k, i]), side, st):
+                i += 1
+                continue
             f = filled(i, now, clock, m)
             if f >= last: break
             if touch[0, f] == MISSING or touch[1, f] == MISSING or touch[0, f] > touch[1, f]:
                 i = f + 1
                 continue
-            side, k = (1, 0) if nl < ns else (-1, 1)
             e = np.int64(touch[1 - k, f])
             entry_ts = now[i] + m.latency_ns if m.latency_rows == 0 else now[f]
             stop, target = exit_levels(e, side, st.stop_ppm, st.target_ppm)
