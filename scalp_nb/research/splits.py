@@ -47,7 +47,8 @@ def walk_forward(
     n = _checked(sessions)
     for name, value, least in (("train", train, 1), ("test", test, 1), ("purge", purge, 0)): _at_least(name, value, least)
     if n < train + purge + test:
-        raise StatsError("sessions", n, f"at least {train + purge + test} for train={train}, purge={purge}, test={test}", "load more, or shorten them")
+        need = f"at least {train + purge + test} for train={train}, purge={purge}, test={test}"
+        raise StatsError("sessions", n, need, "load more, or shorten them")
     starts = range(train + purge, n, test)
     return [Split(np.arange(0 if anchored else s - purge - train, s - purge), np.arange(s, min(s + test, n))) for s in starts]
 
@@ -82,7 +83,7 @@ def combinatorial(
     for pick in combinations(groups, n_test):
         test = np.concatenate(pick)
         train = _training(len(sessions), test, purge, embargo)
-        if not len(train): raise StatsError("training sessions left", 0, "at least 1", "use fewer test groups, less purge or embargo, or more sessions")
+        if not len(train): raise StatsError("training sessions left", 0, "at least 1", "use fewer test groups, less purge or embargo")
         yield Split(train, test)
 
 def purged_folds(

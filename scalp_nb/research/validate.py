@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -156,7 +157,7 @@ def touch_path(
 ) -> TouchPath:
     "Checked prices of a session."
     t, b, a = np.ascontiguousarray(ts, np.int64), np.ascontiguousarray(bid, np.float64), np.ascontiguousarray(ask, np.float64)
-    if t.ndim != 1 or not len(t) == len(b) == len(a) >= 2: raise StatsError("price path", (t.shape, b.shape, a.shape), "three columns, 2 rows or more")
+    if t.ndim != 1 or not len(t) == len(b) == len(a) >= 2: raise StatsError("price path", (t.shape, b.shape, a.shape), "3 columns, 2 rows or more")
     if (np.diff(t) < 0).any(): raise StatsError("price path: time goes back at row", int((np.diff(t) < 0).argmax()) + 1, "times in order")
     if not (ok := (b > 0) & (a >= b) & np.isfinite(a)).all():
         i = int((~ok).argmax())
@@ -225,7 +226,8 @@ def _located(trades: Trades, paths: Sequence[TouchPath]) -> tuple[Index, Index, 
 def _moved(trades: Trades, first: npt.NDArray[np.int64], last: npt.NDArray[np.int64], u: Floats) -> npt.NDArray[np.int64]:
     "Entry times moved by a share of the window, round its end."
     span = last - first
-    return first + (trades.entry - first + (u * span).astype(np.int64)) % span
+    moved: npt.NDArray[np.int64] = first + (trades.entry - first + (u * span).astype(np.int64)) % span
+    return moved
 
 # %% ../../nbs/research/22_gate.ipynb #513b755e
 def random_entry(
@@ -249,6 +251,11 @@ def random_entry(
     return RandomEntry((better + 1) / (reps + 1), actual * 1e4, float(np.mean(lists)) * 1e4, len(trades), reps)
 
 # %% ../../nbs/research/22_gate.ipynb #829ae163
+def _steps(values: npt.NDArray[Any], ranks: Index, chosen: int) -> Floats:
+    "Distance of every set from the chosen one along one parameter, in ranks."
+    apart = np.abs(ranks - ranks[chosen]) if np.issubdtype(values.dtype, np.number) else ranks != ranks[chosen]
+    return apart.astype(np.float64)
+
 def neighbours(
     params: Mapping[str, npt.ArrayLike],  # parameter -> its value in each set; text is one step from any other text
     chosen: int,  # the set in the middle
@@ -257,9 +264,10 @@ def neighbours(
     "Parameter sets next to the chosen one."
     cols = [np.asarray(v) for v in params.values()]
     n = len(cols[0]) if cols else 0
-    if not 0 <= chosen < n or any(c.shape != (n,) for c in cols): raise StatsError("chosen set", chosen, f"0 to {n - 1}, all parameters of one length")
+    if not 0 <= chosen < n or any(c.shape != (n,) for c in cols):
+        raise StatsError("chosen set", chosen, f"0 to {n - 1}, all parameters of one length")
     ranks = [np.unique(c, return_inverse=True)[1] for c in cols]
-    steps = np.array([np.abs(r - r[chosen]) if np.issubdtype(c.dtype, np.number) else r != r[chosen] for c, r in zip(cols, ranks, strict=True)], float)
+    steps = np.array([_steps(c, r, chosen) for c, r in zip(cols, ranks, strict=True)])
     if nearest is None: out = np.flatnonzero(steps.sum(0) == 1)
     else:
         far = (steps / np.maximum(steps.max(1, keepdims=True), 1)).sum(0)
@@ -298,7 +306,7 @@ def cost_stress(
     "Session returns with costs multiplied."
     if not (math.isfinite(factor) and factor >= 0): raise StatsError("cost factor", factor, "finite, >= 0")
     _refuse("session", trades.session >= n_sessions, trades.session, f"below {n_sessions}")
-    return np.bincount(trades.session, trades.gross - factor * trades.cost, n_sessions)
+    return np.bincount(trades.session, trades.gross - factor * trades.cost, n_sessions).astype(np.float64)
 
 # %% ../../nbs/research/22_gate.ipynb #7410ffb3
 @dataclass(frozen=True, slots=True)
@@ -354,6 +362,10 @@ def _attempt(fn: Callable[[], T]) -> tuple[T | None, str]:
     try: return fn(), ""
     except ScalpError as e: return None, str(e)
 
+def _figure(result: object | None, name: str, scale: float = 1.0) -> float | None:
+    "One figure of a result, None where there is no result."
+    return None if result is None else float(getattr(result, name)) * scale
+
 # %% ../../nbs/research/22_gate.ipynb #e791446f
 def sample_checks(
     returns: Floats,  # session returns of the chosen set
@@ -367,9 +379,9 @@ def sample_checks(
     low, why_low = _attempt(lambda: bootstrap_interval(returns, 1 - 2 * cfg.alpha, reps=cfg.reps, seed=cfg.seed).low * 1e4)
     return [_check("sessions", len(returns), ">=", cfg.min_sessions),
             _check("trades", n_trades, ">=", cfg.min_trades),
-            _check("mean session return, bps", m and m.mean * 1e4, ">", 0.0, why),
+            _check("mean session return, bps", _figure(m, "mean", 1e4), ">", 0.0, why),
             _check(f"its lower bound, {1 - cfg.alpha:.0%} one-sided", low, ">", 0.0, why_low),
-            _check("Sharpe ratio per session", m and m.sharpe, note=why),
+            _check("Sharpe ratio per session", _figure(m, "sharpe"), note=why),
             _check("probabilistic Sharpe ratio", psr, note=why_psr),
             _check("sessions needed for that Sharpe ratio", need, note=why_need)]
 
@@ -386,12 +398,12 @@ def selection_checks(
     spa, why_spa = _attempt(lambda: superior_ability(x, chosen, reps=cfg.reps, seed=cfg.seed))
     pbo, why_pbo = _attempt(lambda: overfitting_probability(x, cfg.pbo_blocks))
     return [_check("trials counted", trials),
-            _check("best Sharpe ratio expected by luck", dsr and dsr.benchmark, note=why),
-            _check("deflated Sharpe ratio", dsr and dsr.probability, ">=", cfg.dsr_min, why),
-            _check("superior predictive ability, p", spa and spa.chosen, "<=", cfg.alpha, why_spa),
-            _check("reality check of the best set, p", spa and spa.white, note=why_spa),
-            _check("probability of overfitting", pbo and pbo.probability, "<=", cfg.pbo_max, why_pbo),
-            _check("choice loses out of sample, share", pbo and pbo.loss, "<=", cfg.loss_max, why_pbo)]
+            _check("best Sharpe ratio expected by luck", _figure(dsr, "benchmark"), note=why),
+            _check("deflated Sharpe ratio", _figure(dsr, "probability"), ">=", cfg.dsr_min, why),
+            _check("superior predictive ability, p", _figure(spa, "chosen"), "<=", cfg.alpha, why_spa),
+            _check("reality check of the best set, p", _figure(spa, "white"), note=why_spa),
+            _check("probability of overfitting", _figure(pbo, "probability"), "<=", cfg.pbo_max, why_pbo),
+            _check("choice loses out of sample, share", _figure(pbo, "loss"), "<=", cfg.loss_max, why_pbo)]
 
 # %% ../../nbs/research/22_gate.ipynb #e647092b
 def forward_checks(
@@ -427,13 +439,13 @@ def robustness_checks(
     "Does it survive other entries, neighbouring parameters, higher costs and slower machines?"
     near, why = _attempt(lambda: stability(ev.returns, ev.chosen, ev.neighbours))
     r, beyond = ev.random, [f for f in cfg.stress_factors if f > 1]
-    return [_check("random entries as good, p", r and r.p_value, "<=", cfg.alpha, "" if r else "no random-entry benchmark in the evidence"),
-            _check("mean of the entries, bps before fees", r and r.actual_bps),
-            _check("mean of random entries, bps before fees", r and r.random_bps),
-            _check("neighbouring sets that earn, share", near and near.positive, ">=", cfg.neighbours_positive, why),
-            _check("their Sharpe ratio, share of the chosen", near and near.ratio, ">=", cfg.neighbour_ratio, why),
-            *(_stress("costs", f, cfg, lambda f=f: cost_stress(ev.trades, len(ev.sessions), f)) for f in beyond),
-            *(_stress("latency", f, cfg, lambda f=f: _delayed(ev, f)) for f in beyond)]
+    return [_check("random entries as good, p", _figure(r, "p_value"), "<=", cfg.alpha, "" if r else "no random-entry benchmark in the evidence"),
+            _check("mean of the entries, bps before fees", _figure(r, "actual_bps")),
+            _check("mean of random entries, bps before fees", _figure(r, "random_bps")),
+            _check("neighbouring sets that earn, share", _figure(near, "positive"), ">=", cfg.neighbours_positive, why),
+            _check("their Sharpe ratio, share of the chosen", _figure(near, "ratio"), ">=", cfg.neighbour_ratio, why),
+            *(_stress("costs", f, cfg, partial(cost_stress, ev.trades, len(ev.sessions), f)) for f in beyond),
+            *(_stress("latency", f, cfg, partial(_delayed, ev, f)) for f in beyond)]
 
 # %% ../../nbs/research/22_gate.ipynb #b3c9a858
 def economics_checks(
@@ -581,7 +593,8 @@ def _publish(text: str, path: Path) -> None:
             os.fsync(f.fileno())
         os.chmod(temp, 0o644)
         os.link(temp, path)  # fails where the name is taken
-    except FileExistsError as e: raise PromotionError("parameter file", str(path), "a new name", "promoted files are kept; choose another name") from e
+    except FileExistsError as e:
+        raise PromotionError("parameter file", str(path), "a new name", "promoted files are kept; choose another name") from e
     finally: os.unlink(temp)
 
 # %% ../../nbs/research/22_gate.ipynb #9fc3e6cc
@@ -625,7 +638,8 @@ def _read(path: Path) -> dict[str, Any]:
     import yaml
     if not path.is_file(): raise PromotionError("parameter file", str(path), "an existing file", "promote a set first")
     try: content = json.loads(path.read_bytes()) if path.suffix == ".json" else yaml.safe_load(path.read_bytes())
-    except (ValueError, yaml.YAMLError) as e: raise PromotionError("parameter file", str(path), "readable JSON or YAML", "promote the set again") from e
+    except (ValueError, yaml.YAMLError) as e:
+        raise PromotionError("parameter file", str(path), "readable JSON or YAML", "promote the set again") from e
     if not isinstance(content, dict) or not isinstance(content.get("sha256"), str):
         raise PromotionError("parameter file without a seal", str(path), "a file written by promote")
     return content
@@ -654,7 +668,8 @@ def load_promoted(
     if config is not None and out.gate["config"] != config.model_dump(mode="json"):
         raise PromotionError(f"{p.name}: judged with other thresholds", out.gate["config"], str(config), "judge the set again with these")
     if not (out.passed or allow_failed):
-        raise PromotionError(f"{p.name}: set that did not pass the gate", "; ".join(out.gate["reasons"]), "a set that passed", "use it in practice only")
+        why = "; ".join(out.gate["reasons"])
+        raise PromotionError(f"{p.name}: set that did not pass the gate", why, "a set that passed", "use it in practice only")
     if out.code.kernel != kernel and not allow_changed:
         raise PromotionError(f"{p.name}: strategy code changed since it was promoted", kernel[:12], out.code.kernel[:12],
                              "run the back-test and the gate again with this code")
