@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['T', 'Scalar', 'FORMAT', 'GateConfig', 'possible', 'Trades', 'make_trades', 'check_trades', 'TouchPath', 'touch_path',
            'touch_of', 'exit_return', 'mean_return', 'RandomEntry', 'random_entry', 'neighbours', 'Stability',
-           'stability', 'cost_stress', 'Evidence', 'check_evidence', 'Check', 'sample_checks', 'selection_checks',
-           'forward_checks', 'robustness_checks', 'economics_checks', 'Verdict', 'judge', 'gate', 'table',
-           'PromotionError', 'CodeVersion', 'Promoted', 'canonical', 'seal', 'code_version', 'promote', 'load_promoted']
+           'stability', 'cost_stress', 'Evidence', 'check_evidence', 'Check', 'sample_checks', 'overfitting_checks',
+           'selection_checks', 'forward_checks', 'robustness_checks', 'economics_checks', 'Verdict', 'judge', 'gate',
+           'table', 'PromotionError', 'CodeVersion', 'Promoted', 'canonical', 'seal', 'code_version', 'promote',
+           'load_promoted']
 
 # %% ../../nbs/research/22_gate.ipynb #3e915754
 import hashlib
@@ -46,6 +47,7 @@ class GateConfig(BaseModel):
     min_trades: int = Field(100, ge=10)
     dsr_min: float = Field(0.95, gt=0.5, lt=1)              # deflated Sharpe ratio
     pbo_max: float = Field(0.5, gt=0, lt=1)                 # probability of backtest overfitting
+    plateau_loss: float | None = Field(0.05, ge=0, lt=1)    # up to this share of losing splits PBO is shown, not judged; None: always judged
     loss_max: float = Field(0.25, gt=0, lt=1)               # share of CSCV splits in which the choice loses out of sample
     pbo_blocks: int = Field(10, ge=4, le=20)
     train_sessions: int = Field(20, ge=2)                   # of each walk-forward step
@@ -352,8 +354,9 @@ _RULES: dict[str, Callable[[float, float], bool]] = {">=": lambda v, t: v >= t, 
 def _check(name: str, value: float | None, rule: str = "", threshold: float | None = None, note: str = "") -> Check:
     "A row of the verdict; what is unknown or not finite does not pass."
     if value is not None and not math.isfinite(value): value, note = None, note or "not a finite number"
+    value = None if value is None else float(value)
     if not rule or threshold is None: return Check(name, value, "", threshold, None, note)
-    return Check(name, value, rule, threshold, value is not None and _RULES[rule](value, threshold), note)
+    return Check(name, value, rule, float(threshold), value is not None and _RULES[rule](value, threshold), note)
 
 T = TypeVar("T")
 
@@ -386,6 +389,18 @@ def sample_checks(
             _check("sessions needed for that Sharpe ratio", need, note=why_need)]
 
 # %% ../../nbs/research/22_gate.ipynb #20fcad66
+def overfitting_checks(
+    returns: npt.ArrayLike,  # shape (sessions, sets)
+    cfg: GateConfig,  # thresholds
+) -> list[Check]:
+    "Was choosing among the sets worth anything?"
+    pbo, why = _attempt(lambda: overfitting_probability(returns, cfg.pbo_blocks))
+    plateau = pbo is not None and cfg.plateau_loss is not None and pbo.loss <= cfg.plateau_loss
+    rule, limit, note = ("", None, "not judged: the choice hardly ever loses out of sample") if plateau else ("<=", cfg.pbo_max, why)
+    return [_check("probability of overfitting", _figure(pbo, "probability"), rule, limit, note),
+            _check("choice loses out of sample, share", _figure(pbo, "loss"), "<=", cfg.loss_max, why)]
+
+# %% ../../nbs/research/22_gate.ipynb #6fc013b0
 def selection_checks(
     returns: npt.ArrayLike,  # shape (sessions, sets)
     chosen: int,  # column of the set to promote
@@ -396,14 +411,12 @@ def selection_checks(
     x = return_matrix(returns, 3)
     dsr, why = _attempt(lambda: deflated_sharpe(x[:, chosen], sharpes(x), trials))
     spa, why_spa = _attempt(lambda: superior_ability(x, chosen, reps=cfg.reps, seed=cfg.seed))
-    pbo, why_pbo = _attempt(lambda: overfitting_probability(x, cfg.pbo_blocks))
     return [_check("trials counted", trials),
             _check("best Sharpe ratio expected by luck", _figure(dsr, "benchmark"), note=why),
             _check("deflated Sharpe ratio", _figure(dsr, "probability"), ">=", cfg.dsr_min, why),
             _check("superior predictive ability, p", _figure(spa, "chosen"), "<=", cfg.alpha, why_spa),
             _check("reality check of the best set, p", _figure(spa, "white"), note=why_spa),
-            _check("probability of overfitting", _figure(pbo, "probability"), "<=", cfg.pbo_max, why_pbo),
-            _check("choice loses out of sample, share", _figure(pbo, "loss"), "<=", cfg.loss_max, why_pbo)]
+            *overfitting_checks(x, cfg)]
 
 # %% ../../nbs/research/22_gate.ipynb #e647092b
 def forward_checks(
@@ -497,12 +510,13 @@ def gate(
 # %% ../../nbs/research/22_gate.ipynb #f66875c3
 def _number(x: float | None) -> str: return "-" if x is None else f"{x:,.0f}" if abs(x) >= 100 else f"{x:.4g}"
 
+def _mark(c: Check) -> str: return "FAIL" if c.passed is False else "pass" if c.passed else c.note
+
 def table(
     verdict: Verdict,  # from `gate`
 ) -> str:  # lines of equal columns
     "The verdict for people: every figure beside what was asked of it."
-    mark = {True: "pass", False: "FAIL", None: ""}
-    lines = [(c.name, _number(c.value), f"{c.rule} {_number(c.threshold)}" if c.rule else "", mark[c.passed]) for c in verdict.checks]
+    lines = [(c.name, _number(c.value), f"{c.rule} {_number(c.threshold)}" if c.rule else "", _mark(c)) for c in verdict.checks]
     wide = [max(len(r[k]) for r in lines) for k in range(3)]
     body = [f"{a:<{wide[0]}}  {b:>{wide[1]}}  {c:<{wide[2]}}  {d}".rstrip() for a, b, c, d in lines]
     return "\n".join([f"Gate: {'PASSED' if verdict.passed else 'NOT PASSED'}", *body, *(f"- {r}" for r in verdict.reasons)])
@@ -598,6 +612,10 @@ def _publish(text: str, path: Path) -> None:
     finally: os.unlink(temp)
 
 # %% ../../nbs/research/22_gate.ipynb #9fc3e6cc
+def _plain(value: Any) -> Any:
+    "numpy values as Python's own."
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+
 def _checked_data(data: Mapping[str, str]) -> dict[str, str]:
     if not data: raise PromotionError("data hashes", {}, "at least one recording", "pass the content hash of every recording used")
     for name, h in data.items():
@@ -616,8 +634,8 @@ def promote(
 ) -> Promoted:  # as it reads back
     "Write a sealed parameter file and read it back."
     content: dict[str, Any] = {
-        "format": FORMAT, "strategy": strategy, "parameters": dict(parameters), "data": _checked_data(data),
-        "sessions": [d.isoformat() for d in evidence.sessions], "trials": evidence.trials, "code": code_version(kernel).model_dump(),
+        "format": FORMAT, "strategy": strategy, "parameters": {k: _plain(v) for k, v in parameters.items()}, "data": _checked_data(data),
+        "sessions": [d.isoformat() for d in evidence.sessions], "trials": int(evidence.trials), "code": code_version(kernel).model_dump(),
         "gate": verdict.as_dict(), "created_ns": created_ns}
     content["sha256"] = seal(content)
     _model(content, Path(path))
