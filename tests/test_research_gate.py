@@ -127,10 +127,11 @@ def stationary(rng: np.random.Generator, n: int, block: int) -> np.ndarray:
     return at
 
 
-@pytest.mark.parametrize(("seed", "edge"), [(11, 0.0), (12, 0.25), (13, 0.4)])
-def test_superior_ability_is_hansens(seed: int, edge: float) -> None:
-    "Hansen (2005), equations for the consistent statistic, written out with a bootstrap of our own."
-    x, reps, rng = matrix(seed, 80, 12, edge=edge), 2000, np.random.default_rng(seed)
+@pytest.mark.parametrize(("seed", "edge", "hopeless"), [(11, 0.0, 0), (12, 0.25, 0), (13, 0.4, 0), (14, 0.2, 60)])
+def test_superior_ability_is_hansens(seed: int, edge: float, hopeless: int) -> None:
+    "Hansen (2005), equations for the consistent statistic, written out with a bootstrap of our own; hopeless sets do not hide a good one."
+    reps, rng = 2000, np.random.default_rng(seed)
+    x = np.hstack([matrix(seed, 80, 12, edge=edge), matrix(seed + 1, 80, hopeless, common=0.0, edge=0) - 1e-3 if hopeless else np.empty((80, 0))])
     n, block = len(x), block_length(len(x))
     omega, mean = long_run_std(x, block), x.mean(0)
     centre = np.where(mean >= -omega / np.sqrt(n) * np.sqrt(2 * np.log(np.log(n))), mean, 0.0)
@@ -140,6 +141,7 @@ def test_superior_ability_is_hansens(seed: int, edge: float) -> None:
     got = superior_ability(x, int((mean / omega).argmax()), reps=reps, seed=5)
     assert got.consistent == pytest.approx(p, abs=4 * np.sqrt(max(p * (1 - p), 0.002) * 2 / reps))
     assert got.chosen == pytest.approx(got.consistent, abs=2 / reps)
+    assert not hopeless or got.upper > 2 * got.consistent
 
 
 def test_long_run_deviation_is_that_of_the_bootstrap() -> None:
