@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import combinations
-from math import e, isfinite, sqrt
+from math import e, isfinite, log, sqrt
 
 import numpy as np
 import numpy.typing as npt
@@ -255,7 +255,7 @@ class Superior:
     lower: float        # Hansen: least favourable to the hypothesis
     consistent: float   # Hansen: the test
     upper: float        # Hansen: most favourable to the hypothesis
-    chosen: float       # of the chosen set against the distribution of the best (consistent): equal to `consistent` where the best was chosen
+    chosen: float       # of the chosen set against the best of all, studentised in every resample: what the gate judges
 
 MAX_CELLS = 40_000_000
 
@@ -281,16 +281,29 @@ def _monte_carlo(p: float, reps: int) -> float:
     "A simulated p-value that counts the observation itself, so that it is never zero."
     return (round(p * reps) + 1) / (reps + 1)
 
-def _share_above(test, value: float, reps: int) -> float:  # type: ignore[no-untyped-def]
-    "Share of simulated maxima above a value, by bisection over the test's critical values."
-    lo, hi = 0, reps  # critical value at p = lo/reps is above `value`, at hi/reps it is not
-    while hi - lo > 1:
-        mid = (lo + hi) // 2
-        if test.critical_values(mid / reps)["consistent"] > value: lo = mid
-        else: hi = mid
-    return hi / reps
-
 # %% ../../nbs/research/20_stats.ipynb #71bbce3e
+def _draws(n: int, block: int, reps: int, seed: int) -> Floats:
+    "How often each resample of the stationary bootstrap takes each session, shape (reps, n)."
+    from arch.bootstrap import StationaryBootstrap
+    boot = StationaryBootstrap(block, np.arange(n), seed=seed)
+    return np.array([np.bincount(data[0], minlength=n) for data, _ in boot.bootstrap(reps)], np.float64)
+
+def _t(mean: Floats, square: Floats, centre: Floats) -> Floats:
+    "Means less their centres over their deviations; 0 where nothing moved."
+    var = square - mean ** 2
+    still = var <= 1e-12 * square
+    return np.where(still, 0.0, (mean - centre) / np.sqrt(np.where(still, 1.0, var)))
+
+def _best_of_all(x: Floats, column: int, omega: Floats, block: int, reps: int, seed: int) -> float:
+    "Share of resamples whose best studentised set beats the chosen one; hopeless sets stay where they are (Hansen's centring)."
+    n, mean, square = len(x), x.mean(0), x ** 2
+    centre = np.where(mean >= -omega * sqrt(2 * log(log(n)) / n), mean, 0.0)
+    own = _t(mean, square.mean(0), np.zeros(1))[column]
+    parts = np.array_split(_draws(n, block, reps, seed) / n, max(1, reps * x.shape[1] // 2_000_000))
+    better = sum(int((_t(w @ x, w @ square, centre).max(1) >= own).sum()) for w in parts)
+    return (better + 1) / (reps + 1)
+
+# %% ../../nbs/research/20_stats.ipynb #820d66ca
 def superior_ability(
     returns: npt.ArrayLike,  # shape (sessions, sets): every set tried, net of costs
     chosen: int,  # column of the set to promote
@@ -299,7 +312,8 @@ def superior_ability(
     seed: int = 1,  # of the bootstrap
 ) -> Superior:
     """Whether the best, and the chosen, of many sets beat not trading.
-    Source: White (2000), A reality check for data snooping, Econometrica 68(5); Hansen (2005), J. Business & Economic Statistics 23(4)."""
+    Source: White (2000), A reality check for data snooping, Econometrica 68(5); Hansen (2005), J. Business & Economic Statistics 23(4);
+    Romano, Wolf (2005), Stepwise multiple testing as formalized data snooping, Econometrica 73(4), for studentising each resample."""
     x, column = _spa_input(returns, chosen, reps)
     size = block_length(len(x)) if block is None else block
     if not 1 <= size <= len(x) // 2: raise StatsError("bootstrap block", size, f"1 to {len(x) // 2} sessions")
@@ -307,8 +321,8 @@ def superior_ability(
     if not (std > 0).all(): raise StatsError("long-run deviation of a set", 0.0, "> 0", "use a shorter block")
     white, hansen = _spa(x, size, reps, seed), _spa(x / std, size, reps, seed)
     lower, consistent, upper = (_monte_carlo(float(hansen.pvalues[k]), reps) for k in ("lower", "consistent", "upper"))
-    own = _share_above(hansen, float((x / std)[:, column].mean()), reps)
-    return Superior(_monte_carlo(float(white.pvalues["upper"]), reps), lower, consistent, upper, _monte_carlo(own, reps))
+    own = _best_of_all(x, column, std, size, reps, seed)
+    return Superior(_monte_carlo(float(white.pvalues["upper"]), reps), lower, consistent, upper, own)
 
 # %% ../../nbs/research/20_stats.ipynb #e42455c5
 @dataclass(frozen=True, slots=True)
