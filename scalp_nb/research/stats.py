@@ -257,7 +257,7 @@ class Superior:
     upper: float        # Hansen: most favourable to the hypothesis
     chosen: float       # of the chosen set against the best of all, studentised in every resample: what the gate judges
 
-MAX_CELLS = 40_000_000
+MAX_CELLS = 10_000_000  # sets times replications: about 1 GB in arch
 
 def _spa_input(returns: npt.ArrayLike, chosen: int, reps: int) -> tuple[Floats, int]:
     "Columns that move, and where the chosen one is among them."
