@@ -12,6 +12,7 @@ from markets import config, market, notes, random_tape, run_all, said, synthetic
 from scalp_nb.broker.base import NEVER
 from scalp_nb.feed.errors import ConfigError
 from scalp_nb.feed.health import HealthConfig, health_params
+from scalp_nb.feed.instrument import Universe
 from scalp_nb.order.types import Intent, OrderState, Purpose
 from scalp_nb.strategy.pressure import PressureParams, rule_params
 from scalp_nb.strategy.scan import WINDOW, Scanner, scan_at
@@ -355,3 +356,14 @@ def test_square_off_before_the_close():
     assert t.flat_by[0] <= last <= t.flat_by[0] + 10_000_000_000
     entries = [c.intent.ts for _, c in said(r) if isinstance(c, Submit) and c.intent.purpose is Purpose.ENTRY]
     assert entries and max(entries) < t.last_entry[0]
+
+
+def test_a_symbol_without_a_legal_price_is_refused_not_fatal():
+    """A tick so coarse that no marketable limit fits the protection band: a refusal in words, and the session goes on."""
+    rows, uni = synthetic()
+    coarse = Universe("coarse", tuple(replace(i, tick_table="5000") for i in uni.instruments))
+    r = run_all(config(), rows, coarse)
+    assert r.halted is not None and r.halted.ok
+    refused = notes(r, "refusal")
+    assert {x["code"] for x in refused} == {"no_price"} and all("price" in x["text"] or "limit" in x["text"] for x in refused)
+    assert not [c for _, c in said(r) if isinstance(c, Submit)]

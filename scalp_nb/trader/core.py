@@ -31,7 +31,7 @@ from pydantic import BaseModel, ValidationError
 from ..broker.base import BrokerCaps, BrokerState
 from ..feed.calendar import Session
 from ..feed.depth import Rows
-from ..feed.errors import ConfigError, ScalpError
+from ..feed.errors import ConfigError, RuleError, ScalpError
 from ..feed.health import STALE, HealthConfig, health_names, health_params
 from ..feed.instrument import Universe
 from ..order.exits import CancelOrder, ExitAction, ExitConfig, ExitView, Lifecycle, Place, levels, lifecycle, plan_deadline, plan_exits
@@ -40,7 +40,7 @@ from ..order.machine import LIVE_AT_VENUE, step
 from ..order.manager import OrderManager
 from ..order.position import PositionBook, RoundTrip
 from ..order.rules import VenueRules
-from ..order.types import Fill, Intent, Order, OrderState, OrderType, Purpose, Side, Tif
+from ..order.types import Fill, Intent, Order, OrderError, OrderState, OrderType, Purpose, Side, Tif
 from ..risk.breakers import Breakers
 from ..risk.gates import Decision, RiskView, check
 from ..risk.limits import RiskLimits
@@ -327,7 +327,7 @@ def finite(x: float) -> float | None:
 def priced(t: Trader, sym: int, side: Side) -> tuple[float, Decimal]:
     "Decision price and marketable limit of an entry: the touch, and the worst price accepted, on the tick and inside the venue's band."
     px = touch(t, sym, int(side))
-    if math.isnan(px): return px, Decimal(0)
+    if math.isnan(px): raise OrderError(f"touch price of {t.setup.universe[sym].symbol}", px, "a displayed price", "wait for a row that shows one")
     return px, t.setup.rules[sym].marketable_limit(t.setup.universe[sym], side, px, t.setup.exits.max_slippage_pct)
 
 # %% ../../nbs/trader/10_core.ipynb #f04b29ab
@@ -335,9 +335,11 @@ def enter(t: Trader, c: Candidate, competing: int, ts: int, out: list[Command]) 
     "Size, price and judge the strongest of `competing` candidates; send it or journal why not."
     ins, side, rules = t.setup.universe[c.sym], Side(c.side), t.setup.rules[c.sym]
     seen = {"side": side.name, "strength": c.strength, "pressure": c.pressure, "depth_ratio": finite(c.depth_ratio), "candidates": competing}
-    ref, limit = priced(t, c.sym, side)
-    if limit <= 0: return refuse(t, c.sym, ts, "no_price", {"tier": 3, **seen}, out)
-    stop, _ = levels(side, Decimal(str(ref)), t.setup.exits, lambda px, d: rules.round_price(ins, px, d))
+    try:
+        ref, limit = priced(t, c.sym, side)
+        stop, _ = levels(side, Decimal(str(ref)), t.setup.exits, lambda px, d: rules.round_price(ins, px, d))
+    except (OrderError, RuleError) as e:  # no price on the tick and inside the band, or no room for a stop: this symbol is not traded now
+        return refuse(t, c.sym, ts, "no_price", {"tier": 3, "text": str(e), **seen}, out)
     vol = float(t.scanner.sym["vol"][c.sym])
     f = funds(t)
     forget_recent(t, c.sym, ts)
