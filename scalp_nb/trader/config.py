@@ -420,7 +420,7 @@ def require_live(
 
 # %% ../../nbs/trader/03_config.ipynb #8f8a232e
 CORE = ("numpy", "numba", "pandas", "pyarrow", "pydantic", "sqlalchemy", "pyyaml", "orjson", "typer", "fastapi", "uvicorn", "httpx",
-        "structlog", "exchange_calendars", "pandas_market_calendars", "python-dotenv")
+        "structlog", "exchange_calendars", "python-dotenv")
 
 def version_of(
     package: str,
