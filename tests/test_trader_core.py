@@ -367,3 +367,17 @@ def test_a_symbol_without_a_legal_price_is_refused_not_fatal():
     refused = notes(r, "refusal")
     assert {x["code"] for x in refused} == {"no_price"} and all("price" in x["text"] or "limit" in x["text"] for x in refused)
     assert not [c for _, c in said(r) if isinstance(c, Submit)]
+
+
+def test_silence_is_news_only_while_the_market_is_open():
+    rows, uni = synthetic(n_symbols=2, seconds=120)
+    early = rows.copy()
+    for f in ("ts", "recv"):
+        early[f] -= 3 * 3600 * 10**9           # long before the open
+    early["recv"] = early["ts"] = early["ts"][0] + np.arange(len(early)) * 7_000_000_000  # a row every seven seconds
+    closed = [n for n in notes(run_all(config(), early[:200], uni, drain_s=1), "health") if n["bits"] == ["silence"]]
+    assert closed == []
+    late = rows.copy()
+    late["recv"] = late["ts"] = late["ts"][0] + np.arange(len(late)) * 7_000_000_000
+    told = [n for n in notes(run_all(config(), late, uni, drain_s=1), "health") if n["bits"] == ["silence"]]
+    assert 5 < len(told) < len(late) / 7 and told[-1]["silences"] > 10 * len(told) / 2

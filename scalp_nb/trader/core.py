@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['NEVER', 'SECOND', 'EQUITY_NS', 'HORIZON_S', 'SILENT_NS', 'LOSS_BREAKERS', 'STOP_POLICIES', 'SETTABLE', 'CONTROLS',
            'HANDLERS', 'TraderError', 'Setup', 'Held', 'Timers', 'Trader', 'touch', 'marks', 'equity', 'exposure',
-           'Pulse', 'bad_feed', 'fund', 'mark', 'entries_blocked', 'switch', 'rest', 'refuse', 'resting', 'Funds',
-           'funds', 'messages', 'view', 'judged', 'numbers_of', 'finite', 'priced', 'enter', 'forget_recent',
+           'Pulse', 'in_session', 'bad_feed', 'fund', 'mark', 'entries_blocked', 'switch', 'rest', 'refuse', 'resting',
+           'Funds', 'funds', 'messages', 'view', 'judged', 'numbers_of', 'finite', 'priced', 'enter', 'forget_recent',
            'send_entry', 'count_message', 'submit', 'cancel', 'place', 'blocked_exit', 'alert', 'act', 'backstop',
            'arm', 'disarm', 'sync', 'block', 'retime', 'round_fn', 'holding', 'released', 'exit_view', 'close',
            'order_note', 'booked', 'closed', 'trip_note', 'on_evidence', 'entry_ended', 'resolved', 'due_at', 'advance',
            'tick', 'unanswered', 'tick_timers', 'replan', 'again', 'silence_due', 'watch_exposed', 'limits',
-           'roll_window', 'cutoffs', 'on_depth', 'decide', 'window_closed', 'decide_window', 'on_clock', 'on_started',
-           'compare', 'on_reconciled', 'on_account', 'on_link', 'on_control', 'finish', 'changed', 'snapshot',
-           'restore']
+           'roll_window', 'cutoffs', 'on_depth', 'decide', 'silence', 'window_closed', 'decide_window', 'on_clock',
+           'on_started', 'compare', 'on_reconciled', 'on_account', 'on_link', 'on_control', 'finish', 'changed',
+           'snapshot', 'restore']
 
 # %% ../../nbs/trader/10_core.ipynb #d759b584
 import json
@@ -143,6 +143,8 @@ class Trader:
         each = list(zip(setup.rules, setup.universe.instruments, setup.sessions, strict=True))
         self.flat_by = tuple(r.flat_by_ns(i, s.continuous_close_ts) for r, i, s in each)
         self.last_entry = tuple(r.entry_cutoff_ns(i, s.continuous_close_ts) for r, i, s in each)
+        self.hours = tuple(dict.fromkeys(setup.sessions))  # distinct sessions of the universe
+        self.silence_told = 0
         self.differed: frozenset[str] = frozenset()    # differences the last reconciliation saw
 
     @property
@@ -198,10 +200,15 @@ class Pulse:
     reconciled: bool
     killed: bool
 
+def in_session(t: Trader, ts: int) -> bool:
+    "Whether some symbol's market is in continuous trading: outside it silence is no fault."
+    return any(s.open_ts <= ts < s.continuous_close_ts for s in t.hours)
+
 def bad_feed(t: Trader, ts: int) -> str:
     "Why the connection is not believed now, empty when it is; a single silent symbol is no reason to stop the account."
     silent = ts - int(t.scanner.g["last_recv"])
-    return f"no row for {silent / 1e9:.1f} s" if t.held and silent > int(t.scanner.p["conn_stale_ns"]) else ""
+    stale = t.held and silent > int(t.scanner.p["conn_stale_ns"]) and in_session(t, ts)
+    return f"no row for {silent / 1e9:.1f} s" if stale else ""
 
 def fund(t: Trader, at: Mapping[int, Decimal], value: Decimal) -> None:
     "Tell the scan what is held and at which equity it must stop: the loss limits are watched on every row of a held symbol."
@@ -639,7 +646,7 @@ def watch_exposed(t: Trader, ts: int, out: list[Command]) -> None:
     "A held symbol may have fallen silent: say so; a silent connection counts towards its breaker."
     for sym in t.held:
         silent, st = ts - int(t.scanner.sym["recv"][sym]), t.scanner.sym[sym]
-        if silent > int(t.scanner.p["stale_ns"]) and not int(st["health"]) & STALE:
+        if silent > int(t.scanner.p["stale_ns"]) and not int(st["health"]) & STALE and in_session(t, ts):
             st["health"] = int(st["health"]) | STALE
             out.append(Note("health", {"symbol": t.setup.universe[sym].symbol, "bits": ["stale"], "silent_ms": silent // 1_000_000, "held": True}))
     if bad_feed(t, ts) or "feed" in t.breakers.bad_since: limits(t, ts, out)
@@ -693,8 +700,14 @@ def decide(t: Trader, out: list[Command]) -> None:
         t.timers.exposed = silence_due(t, ts)
         bits = health_names(int(t.scanner.sym["health"][sym]))
         out.append(Note("health", {"symbol": t.setup.universe[sym].symbol, "bits": list(bits), "held": sym in t.held}))
-    if reason & SILENCE: out.append(Note("health", {"symbol": None, "bits": ["silence"], "silences": int(t.scanner.g["silences"])}))
+    if reason & SILENCE: silence(t, ts, out)
     if reason & WATCH: t.watched = sym
+
+def silence(t: Trader, ts: int, out: list[Command]) -> None:
+    "The connection was silent for too long: news while the market is open, at most once a minute, with the count so far."
+    if not in_session(t, ts) or ts < t.silence_told + EQUITY_NS: return
+    t.silence_told = ts
+    out.append(Note("health", {"symbol": None, "bits": ["silence"], "silences": int(t.scanner.g["silences"])}))
 
 def window_closed(t: Trader, out: list[Command]) -> None:
     "The scan saw the window end: no timer was due before, or it would have stopped for that."
