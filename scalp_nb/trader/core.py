@@ -186,6 +186,7 @@ def exposure(t: Trader) -> float:
     "Sum of absolute position values at the marks, currency."
     return float(sum((abs(t.book.qty(s)) * px for s, px in marks(t).items()), Decimal(0)))
 
+# %% ../../nbs/trader/10_core.ipynb #c0a3c0d7
 @dataclass(frozen=True, slots=True)
 class Pulse:
     "What the breakers look at."
@@ -210,6 +211,7 @@ def bad_feed(t: Trader, ts: int) -> str:
     stale = t.held and silent > int(t.scanner.p["conn_stale_ns"]) and in_session(t, ts)
     return f"no row for {silent / 1e9:.1f} s" if stale else ""
 
+# %% ../../nbs/trader/10_core.ipynb #ad47e9c1
 def fund(t: Trader, at: Mapping[int, Decimal], value: Decimal) -> None:
     "Tell the scan what is held and at which equity it must stop: the loss limits are watched on every row of a held symbol."
     sym, g = t.scanner.sym, t.scanner.g
