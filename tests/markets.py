@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from scalp_nb.feed.depth import DEPTH, Rows
+from scalp_nb.feed.importers import seen_capabilities
 from scalp_nb.feed.instrument import Universe
 from scalp_nb.feed.synthetic import SyntheticConfig, SyntheticSymbol, synthetic_market
 from scalp_nb.trader.config import load_config
 from scalp_nb.trader.events import Command, Control, Note
 from scalp_nb.trader.runner import Memory, Runner
-from scalp_nb.trader.setup import Market, RunConfig, observed, paper_run
+from scalp_nb.trader.setup import Market, RunConfig, paper_run
 
 DAY = date(2026, 11, 19)
 
@@ -25,7 +26,7 @@ def synthetic(n_symbols: int = 3, seconds: int = 1800, seed: int = 7, **over: An
 
 
 def market(rows: Rows, universe: Universe) -> Market:
-    return Market(rows, universe, observed(rows), DAY, "test")
+    return Market(rows, universe, seen_capabilities(rows), DAY, "test")
 
 
 # the whole session open for entries, quick rests: many decisions in a short tape

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import numpy.typing as npt
 
+from .calendar import ZONES
 from .depth import LEVELS, ROW_BYTES, Rows, check_rows
 from .errors import ConfigError
 from .instrument import Universe
@@ -20,7 +21,7 @@ from .instrument import Universe
 if TYPE_CHECKING: import pandas as pd
 
 # %% auto #0
-__all__ = ['DAY_NS', 'ZONES', 'SymbolQuality', 'previous_row', 'repeated', 'utc_offset', 'QualitySummary', 'quality']
+__all__ = ['DAY_NS', 'SymbolQuality', 'previous_row', 'repeated', 'utc_offset', 'QualitySummary', 'quality']
 
 # %% ../../nbs/feed/10_quality.ipynb #e6a70a80
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,6 @@ def repeated(
     return seen
 
 # %% ../../nbs/feed/10_quality.ipynb #af8c48f6
-ZONES = {"NSE": "Asia/Kolkata", "US": "America/New_York"}
-
 def utc_offset(
     venue: str,  # market of the instrument
     ts: int,  # ns UTC

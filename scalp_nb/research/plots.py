@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ..feed.depth import Rows
 from ..feed.errors import DataError
 from ..feed.instrument import Universe
-from ..feed.quality import ZONES
+from ..feed.calendar import ZONES
 from ..strategy.pressure import PressureParams
 from ..trader.report import RunData, each, px_text
 

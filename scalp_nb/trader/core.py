@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NEVER', 'SECOND', 'EQUITY_NS', 'HORIZON_S', 'SILENT_NS', 'LOSS_BREAKERS', 'STOP_POLICIES', 'SETTABLE', 'CONTROLS',
            'HANDLERS', 'TraderError', 'Setup', 'Held', 'Timers', 'Trader', 'touch', 'marks', 'equity', 'exposure',
-           'Pulse', 'in_session', 'bad_feed', 'fund', 'mark', 'entries_blocked', 'switch', 'rest', 'refuse', 'resting',
-           'Funds', 'funds', 'messages', 'view', 'judged', 'numbers_of', 'finite', 'priced', 'enter', 'forget_recent',
+           'in_session', 'bad_feed', 'fund', 'mark', 'entries_blocked', 'switch', 'rest', 'refuse', 'resting', 'Funds',
+           'funds', 'messages', 'view', 'judged', 'numbers_of', 'finite', 'priced', 'enter', 'forget_recent',
            'send_entry', 'count_message', 'submit', 'cancel', 'place', 'blocked_exit', 'alert', 'act', 'backstop',
            'arm', 'disarm', 'sync', 'block', 'retime', 'round_fn', 'holding', 'released', 'exit_view', 'close',
            'order_note', 'booked', 'closed', 'trip_note', 'on_evidence', 'entry_ended', 'resolved', 'due_at', 'advance',
@@ -41,7 +41,7 @@ from ..order.manager import OrderManager
 from ..order.position import PositionBook, RoundTrip
 from ..order.rules import VenueRules
 from ..order.types import Fill, Intent, Order, OrderError, OrderState, OrderType, Purpose, Side, Tif
-from ..risk.breakers import Breakers
+from ..risk.breakers import AccountNumbers, Breakers
 from ..risk.gates import Decision, RiskView, check
 from ..risk.limits import RiskLimits
 from ..risk.sizing import SizingConfig, explain_size
@@ -187,20 +187,6 @@ def exposure(t: Trader) -> float:
     return float(sum((abs(t.book.qty(s)) * px for s, px in marks(t).items()), Decimal(0)))
 
 # %% ../../nbs/trader/10_core.ipynb #c0a3c0d7
-@dataclass(frozen=True, slots=True)
-class Pulse:
-    "What the breakers look at."
-    equity: float
-    start_equity: float
-    peak_equity: float
-    day_pnl: float
-    consecutive_losses: int
-    consecutive_failures: int
-    feed_ok: bool
-    feed_reason: str
-    reconciled: bool
-    killed: bool
-
 def in_session(t: Trader, ts: int) -> bool:
     "Whether some symbol's market is in continuous trading: outside it silence is no fault."
     return any(s.open_ts <= ts < s.continuous_close_ts for s in t.hours)
@@ -230,7 +216,7 @@ def mark(t: Trader, ts: int, out: list[Command], note: bool) -> None:
     at, why = marks(t), bad_feed(t, ts)
     value = t.book.equity(at)
     t.peak_equity = max(t.peak_equity, value, Decimal(str(float(t.scanner.g["peak"]))))
-    pulse = Pulse(float(value), float(t.start_equity), float(t.peak_equity), float(value - t.start_equity), t.losses_row,
+    pulse = AccountNumbers(float(value), float(t.start_equity), float(t.peak_equity), float(value - t.start_equity), t.losses_row,
                   t.orders.consecutive_failures, why == "", why, t.reconciled, t.breakers.killed)
     for trip in t.breakers.update(pulse, t.limits, ts):
         out.append(Note("trip", {"breaker": trip.name, "reason": trip.reason, "numbers": dict(trip.numbers)}))
@@ -902,12 +888,8 @@ def restore(t: Trader, snap: Mapping[str, Any]) -> None:
     t.trades_today, t.losses_row, t.paused = snap["trades_today"], snap["losses_row"], snap["paused"]
     t.start_equity, t.peak_equity = Decimal(snap["start_equity"]), Decimal(snap["peak_equity"])
     t.scanner.g["now"] = max(t.now, snap["now"])
-    t.limits = RiskLimits.model_validate_json(_dumps(snap["limits"]))
-    t.params = PressureParams.model_validate_json(_dumps(snap["params"]))
+    t.limits = RiskLimits.model_validate_json(json.dumps(snap["limits"]))
+    t.params = PressureParams.model_validate_json(json.dumps(snap["params"]))
     for sym, (entry_id, entry_ts, exit_by, trigger) in snap["held"].items():
         t.held[int(sym)] = Held(entry_id, entry_ts, Decimal(0), Decimal(0), exit_by, trigger)
     for sym, until in snap["rest"].items(): t.scanner.sym["block_until"][int(sym)] = until
-
-def _dumps(value: Any) -> str:
-    "JSON text for a model to validate."
-    return json.dumps(value)
