@@ -4,7 +4,7 @@ from decimal import Decimal as D
 from itertools import permutations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -25,6 +25,7 @@ updates = st.builds(Update, ts=st.integers(0, 9), client_id=st.just("id1"), kind
 
 
 @settings(max_examples=500, deadline=None)
+@example(S.INTENT, [Update(0, "id1", K.NO_ANSWER), Update(0, "id1", K.NOT_FOUND), Update(0, "id1", K.REJECT, cum_qty=D(1))])
 @given(st.sampled_from([S.INTENT, S.SENT]), st.lists(updates, max_size=12))
 def test_any_evidence_counts_each_execution_once_and_is_idempotent(state, bag):
     order, counted = Order(INTENT, state), {}

@@ -139,7 +139,6 @@ def _fill(
 def _reject(order: Order, u: Update) -> Order:
     "Refused: final, unless it has already traded."
     if pending_close(order) or is_contradicted(order): return order
-    if is_ghost(order): return replace(order, reason=u.reason or "rejected")
     if order.filled and order.live: return replace(order, state=OrderState.UNKNOWN, reason="reject_after_fill")
     return _close(order, OrderState.REJECTED, told(u), u.reason or "rejected")
 
