@@ -34,6 +34,7 @@ from pydantic.fields import FieldInfo
 
 from ..broker.base import Broker
 from ..broker.paper import PaperBroker
+from ..feed.bars import BAR_VOID
 from ..feed.depth import Rows
 from ..feed.errors import ConfigError, ScalpError
 from ..feed.replay import replay
@@ -99,6 +100,9 @@ class StoreLedger:
     def _tables(self, n: Note, trader: Trader) -> None:
         if n.kind == "order": self.store.put_order(trader.orders.orders[n.data["id"]])
         elif n.kind == "fill": self.store.put_fill(fill_of(n, trader), Decimal(n.data["fee"]))
+        elif n.kind == "bars":
+            for symbol, ts, *ohlcv, vwap, trades, flags in n.data["bars"]:
+                if not flags & BAR_VOID: self.store.put_bar(symbol, ts, ohlcv, vwap, trades)
         elif n.kind == "equity":
             self.store.put_equity(trader.now, *(Decimal(n.data[k]) for k in ("equity", "cash", "unrealised")))
             uni = trader.setup.universe
@@ -169,6 +173,7 @@ def preload(
 ) -> None:
     "A resumed session knows the last book of every symbol, and where it stands in the recording."
     if not len(rows): return
+    if t.desk is not None: t.desk.take(rows)
     last = len(rows) - 1 - np.unique(rows["sym"][::-1], return_index=True)[1]
     t.scanner.book[rows["sym"][last]] = rows[last]
     t.scanner.g["rows"], t.scanner.g["now"] = len(rows), int(rows["recv"].max())
