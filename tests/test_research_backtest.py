@@ -15,10 +15,10 @@ from markets import BUSY, market, synthetic
 from realdata import realdata
 
 from scalp_nb.feed.recorder import write_parquet
-from scalp_nb.research.backtest import Backtest, backtest
+from scalp_nb.research.backtest import Backtest, Latency, backtest, message_times, resampled
 from scalp_nb.research.trials import ResearchError
 from scalp_nb.trader.config import load_config
-from scalp_nb.trader.journal import chain_hash, kind_of, make_record, payload
+from scalp_nb.trader.journal import payload, verify
 from scalp_nb.trader.report import kpis, load_run
 from scalp_nb.trader.setup import RunConfig
 from scalp_nb.trader.store import Store
@@ -43,15 +43,8 @@ def session(cfg: RunConfig, run_dir: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, timeout=120)
 
 
-def told(records: Any) -> list[tuple[int, int, str, str]]:
+def said(records: Any) -> list[tuple[int, int, str, str]]:
     return [(r.ts, r.cursor, r.kind, r.data) for r in records if r.kind not in ("run:begin", "run:end")]
-
-
-def journal_of(bt: Backtest) -> list[tuple[int, int, str, str]]:
-    out = []
-    for ts, cursor, x in bt.runner.ledger.kept:
-        out.append(make_record("", 1, ts, kind_of(x), x, cursor))
-    return told(out)
 
 
 def compared(cfg: RunConfig, run_dir: Path) -> tuple[Backtest, Counter]:
@@ -61,7 +54,7 @@ def compared(cfg: RunConfig, run_dir: Path) -> tuple[Backtest, Counter]:
     with Store.open(run_dir / "store.db", cfg.run.account, exclusive=False) as store:
         records = list(store.records())
     bt = backtest(cfg)
-    live, ours = told(records), journal_of(bt)
+    live, ours = said(records), said(bt.journal)
     assert live == ours
     begin, end = payload(records[0]), payload(records[-1])
     assert {k: v for k, v in begin.items() if k not in ("resumed", "pid")} == bt.run.begin and end == bt.run.end
@@ -95,12 +88,54 @@ def test_the_session_process_and_the_backtest_say_the_same_of_frog(tmp_path):
     assert (kinds["note:fill"], len(bt.round_trips), kinds["note:refusal"]) == (28, 5, 4)
 
 
-def test_every_record_chains():
+def test_the_journal_is_whole_and_has_everything():
     rows, uni = synthetic(n_symbols=1, seconds=300, seed=5, episode_every_s=30.0, episode_s=20.0)
     bt = backtest(conf(), market(rows, uni))
-    assert bt.run.verdict.count == len(bt.runner.ledger.kept) + 2
-    r = make_record("", 1, 5, "run:end", {"a": 1})
-    assert chain_hash("", r) == r.hash
+    found = verify(bt.journal)
+    assert found.ok and found.count == bt.run.verdict.count == len(bt.runner.ledger.kept) + 2 and found.head == bt.run.verdict.head
+
+
+# ---- latency -------------------------------------------------------------------------------------------------------------------------
+
+def executions(bt: Backtest) -> list[tuple[Any, ...]]:
+    """Fills as the exchange sees them."""
+    return list(bt.trades[["ts", "symbol", "side", "purpose", "qty", "px"]].itertuples(index=False, name=None))
+
+
+@pytest.mark.parametrize(("feed", "order", "response"), [(30, 7, 55), (200, 1, 200), (400, 90, 20)])
+def test_old_data_are_the_same_as_a_longer_way(tape, feed, order, response):
+    """Rows that come L late and orders that take O: what is decided on a row meets the book L + O after it, at the same moment and price.
+
+    An answer that is faster than the data is told of with the data, so the second run waits max(0, response - feed).
+    """
+    quiet = {"data.recording": str(tape), "health.stale_ms": 30_000}
+    late = backtest(conf(**quiet), latency=Latency(feed=feed * MS, order=order * MS, response=response * MS))
+    far = backtest(conf(**quiet), latency=Latency(feed=0, order=(order + feed) * MS, response=max(0, response - feed) * MS))
+    assert len(late.trades) > 20 and executions(late) == executions(far)
+    near = backtest(conf(**quiet), latency=Latency(feed=0, order=order * MS, response=response * MS))
+    assert executions(near) != executions(far)
+
+
+def test_a_constant_and_the_same_time_observed_are_the_same(tape):
+    cfg = conf(**{"data.recording": str(tape)})
+    one = backtest(cfg, latency=Latency(feed=20 * MS, order=9 * MS, response=4 * MS))
+    some = backtest(cfg, latency=Latency(feed_samples=(20 * MS,) * 7, order_samples=(9 * MS,) * 3, response_samples=(4 * MS,)))
+    assert one.runner.ledger.kept == some.runner.ledger.kept
+
+
+def test_latencies_of_a_session_come_back(tape, tmp_path):
+    """Times drawn from a session's journal, fed into a back-test, are the session's distribution again; the same seed gives the same run."""
+    cfg = conf(**{"data.recording": str(tape), "paper": {"order_latency_ns": 30 * MS, "response_latency_ns": 12 * MS, "latency_sigma": 0.7}})
+    assert session(cfg, tmp_path / "run").returncode == 0
+    got = resampled(run=tmp_path / "run")
+    assert len(got.order_samples) > 20 and 20 * MS < np.median(got.order_samples) < 45 * MS and 8 * MS < np.median(got.response_samples) < 20 * MS
+    plain = conf(**{"data.recording": str(tape)})
+    a, b = (backtest(plain, latency=got) for _ in range(2))
+    assert a.runner.ledger.kept == b.runner.ledger.kept
+    drawn = message_times([(r, json.loads(r.data)) for r in a.journal])
+    assert {x for x, _ in drawn} <= set(got.order_samples) and len({x for x, _ in drawn}) > 10
+    other = backtest(plain.model_copy(update={"run": plain.run.model_copy(update={"seed": 9})}), latency=got)
+    assert message_times([(r, json.loads(r.data)) for r in other.journal]) != drawn
 
 
 # ---- portfolio -----------------------------------------------------------------------------------------------------------------------

@@ -33,8 +33,8 @@ __all__ = ['COLUMNS', 'TIMES', 'MONEY', 'SIDES', 'PERIOD_S', 'MIN_PERIODS', 'MIN
            'lives_of', 'repeats_of', 'positions_of', 'store_of', 'load_run', 'run_of', 'tables_of', 'Figures', 'ratio',
            'total', 'put_trades', 'aimed', 'put_costs', 'sharpe', 'sampled', 'put_sharpe', 'drawdown', 'held',
            'put_risk', 'put_odds', 'kpis', 'refusals_by_reason', 'entries_off', 'why_few', 'status',
-           'incarnations_text', 'assumptions', 'results', 'write_results', 'ReportError', 'shown', 'kpi_table',
-           'odds_table', 'px_text', 'render_text', 'report_text']
+           'incarnations_text', 'assumptions', 'latency_text', 'results', 'write_results', 'ReportError', 'shown',
+           'kpi_table', 'odds_table', 'px_text', 'render_text', 'report_text']
 
 # %% ../../nbs/trader/15_report.ipynb #b835e577
 @dataclass(frozen=True, slots=True)
@@ -471,17 +471,28 @@ def assumptions(
     cfg, prov = run.config, run.begin.get("provenance", {})
     if not cfg: return {"all": "unknown: the journal has no run:begin"}
     terms, paper, day = cfg["venue"]["terms"], cfg["paper"], cfg["session"]["rules_date"] or run.begin["day"]
-    ms = [paper.get(k, 1_000_000) / 1e6 for k in ("order_latency_ns", "response_latency_ns")]
     return {
         "fills": f"paper exchange on recorded depth, terms of {terms}: marketable orders walk the displayed levels, resting orders queue behind the "
                  "displayed quantity; own orders do not move the market",
-        "latency": f"{ms[0]:g} ms to the exchange, {ms[1]:g} ms back, jitter sigma {paper.get('latency_sigma', 0.0):g}",
+        "latency": latency_text(paper),
         "fees": f"{terms}, plan {cfg['venue']['plan'] or 'standard'}, schedule of {day}",
         "rules": f"{terms}, dated {day}" + (f" (the data are of {run.begin['day']})" if day != run.begin["day"] else ""),
         "currency": CURRENCY.get(terms, "unknown"), "data": str(cfg["data"]["recording"]), "data_day": run.begin["day"],
         "data_hash": prov.get("data_hash"),
         "rows_hash": run.begin.get("content"), "pressure": run.begin.get("fallback") or f"{cfg['strategy']['pressure']}, as configured",
         "parameter_hash": prov.get("config_hash"), "parameter_sets_tried": "unknown, not from a sweep", "code": _code(prov)}
+
+def latency_text(
+    paper: Mapping[str, Any],  # a run's paper section
+) -> str:
+    "The latency a run assumed."
+    def one(name: str) -> str:
+        seen = paper.get(f"{name}_samples", ())
+        if seen: return f"drawn from {len(seen)} observed times, median {float(np.median(seen)) / 1e6:g} ms"
+        return f"{paper.get(f'{name}_ns', 1_000_000) / 1e6:g} ms"
+    feed = paper.get("feed_latency_ns", 0)
+    return (f"{one('order_latency')} to the exchange, {one('response_latency')} back, jitter sigma {paper.get('latency_sigma', 0.0):g}"
+            + (f"; market data {feed / 1e6:g} ms old" if feed else ""))
 
 def _code(prov: Mapping[str, Any]) -> str:
     commit, dirty = prov.get("git_commit"), " with changes" if prov.get("git_dirty") else ""
