@@ -384,6 +384,7 @@ class SessionSection(Section):
     lease_timeout_s: float = Field(5.0, ge=0.5, le=300)              # without a heartbeat for so long, the lease is lost
     heartbeat_s: float = Field(1.0, ge=0.05, le=60)
     drain_timeout_s: float = Field(20.0, gt=0, le=600)               # to cancel and flatten at the end
+    reconcile_s: float = Field(30.0, ge=1, le=3600)                  # between two comparisons with the broker's books, live
     rules_date: date | None = None  # look venue rules up for this day instead of the data's; for replays only
 
     @model_validator(mode="after")

@@ -14,8 +14,8 @@ __all__ = ['NEVER', 'SECOND', 'EQUITY_NS', 'HORIZON_S', 'SILENT_NS', 'LOSS_BREAK
            'again', 'silence_due', 'watch_exposed', 'limits', 'roll_window', 'cutoffs', 'on_depth', 'decide', 'silence',
            'window_closed', 'decide_window', 'bars_due', 'bars_in', 'bars_note', 'signalled', 'bar_candidate',
            'offered', 'barred', 'standing', 'turn_round', 'warm_up', 'on_bar_closed', 'on_clock', 'on_started',
-           'compare', 'on_reconciled', 'on_account', 'on_link', 'on_control', 'finish', 'changed', 'snapshot',
-           'restore']
+           'compare', 'on_reconciled', 'on_account', 'on_link', 'on_news', 'on_control', 'finish', 'changed',
+           'snapshot', 'restore']
 
 # %% ../../nbs/trader/10_core.ipynb #d759b584
 import json
@@ -55,7 +55,7 @@ from ..strategy.ranking import Candidate, rank
 from ..strategy.scan import EXIT_STOP, EXIT_TARGET, EXITS, HEALTH, LONG_OK, LOSS, SHORT_OK, SILENCE, UNTIL, WATCH, WINDOW, Scanner
 from .bardesk import BarDesk, Offer, exits_with
 from scalp_nb.trader.events import (
-    AccountState, BarClosed, Cancel, Clock, Command, Control, Depth, Event, Evidence, Halt, Link, Note, Picture, Query, Reconciled, Started, Submit,
+    AccountState, BarClosed, Cancel, Clock, Command, Control, Depth, Event, Evidence, Halt, Link, News, Note, Picture, Query, Reconciled, Started, Submit,
     rows_bars,
 )
 from .reconcile import explain, reconcile
@@ -160,6 +160,7 @@ class Trader:
         self.signals = [0] * 20                        # strongest candidates by strength, bins of 5 percent
         self.start_equity = self.peak_equity = Decimal(0)
         self.unresolved: set[str] = set()
+        self.down: set[str] = set()                    # connections that are down
         each = list(zip(setup.rules, setup.universe.instruments, setup.sessions, strict=True))
         self.flat_by = tuple(r.flat_by_ns(i, s.continuous_close_ts) for r, i, s in each)
         self.last_entry = tuple(r.entry_cutoff_ns(i, s.continuous_close_ts) for r, i, s in each)
@@ -921,8 +922,13 @@ def on_link(t: Trader, e: Link, out: list[Command]) -> None:
     "A connection came or went: entries stay off while one is down."
     advance(t, e.ts, out)
     out.append(Note("health", {"symbol": None, "bits": [f"{e.name}_{'up' if e.up else 'down'}"], "reason": e.reason}))
-    if not e.up: t.scanner.g["suspect_until"] = NEVER
-    else: t.scanner.g["suspect_until"] = e.ts + int(t.scanner.p["suspect_ns"])
+    (t.down.discard if e.up else t.down.add)(e.name)
+    t.scanner.g["suspect_until"] = NEVER if t.down else e.ts + int(t.scanner.p["suspect_ns"])
+
+def on_news(t: Trader, e: News, out: list[Command]) -> None:
+    "What a source says beside prices is written down for people; a halt shows in the rows themselves."
+    advance(t, e.ts, out)
+    alert(out, e.kind, symbol=e.symbol, text=e.text)
 
 # %% ../../nbs/trader/10_core.ipynb #6dfe5658
 def on_control(t: Trader, e: Control, out: list[Command]) -> None:
@@ -1006,7 +1012,7 @@ def _set(t: Trader, e: Control, out: list[Command]) -> None:
 CONTROLS = {"pause": _pause, "resume": _resume, "reset_breaker": _reset, "flatten": _flatten, "kill": _kill, "stop": _stop, "set": _set}
 
 HANDLERS: dict[type, Any] = {Started: on_started, Depth: on_depth, Clock: on_clock, Evidence: on_evidence, AccountState: on_account,
-                             Reconciled: on_reconciled, Control: on_control, Link: on_link, BarClosed: on_bar_closed}
+                             Reconciled: on_reconciled, Control: on_control, Link: on_link, News: on_news, BarClosed: on_bar_closed}
 
 # %% ../../nbs/trader/10_core.ipynb #2c131436
 def snapshot(t: Trader) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BarRow', 'Event', 'Command', 'bar_rows', 'rows_bars', 'Started', 'Depth', 'Clock', 'Evidence', 'AccountState',
-           'Reconciled', 'Control', 'Link', 'BarClosed', 'Submit', 'Cancel', 'Query', 'Picture', 'Note', 'Halt']
+           'Reconciled', 'Control', 'Link', 'BarClosed', 'News', 'Submit', 'Cancel', 'Query', 'Picture', 'Note', 'Halt']
 
 # %% ../../nbs/trader/00_events.ipynb #cc0b7c35
 from dataclasses import dataclass, field
@@ -93,7 +93,15 @@ class BarClosed:
     ts: int                      # when this process learned of it
     bars: tuple[BarRow, ...]     # from `bar_rows`
 
-Event = Started | BarClosed | Depth | Clock | Evidence | AccountState | Reconciled | Control | Link
+@dataclass(frozen=True, slots=True)
+class News:
+    "A source said something that is no price: a halt, a correction, a limit of its service."
+    ts: int
+    kind: str          # halt | resume | luld | subscribed | uncovered | backfill | warning | ended
+    text: str          # one sentence for a person
+    symbol: str = ""   # empty: the source as a whole
+
+Event = Started | BarClosed | News | Depth | Clock | Evidence | AccountState | Reconciled | Control | Link
 
 # %% ../../nbs/trader/00_events.ipynb #f148c6ed
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ __all__ = ['ReplayResult', 'said', 'drain_rows', 'handled', 'Incarnation', 'inca
 
 # %% ../../nbs/trader/14_replay.ipynb #c78b5c6d
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from .journal import Record, encode, payload
 from .session import preload
 from .setup import Market, RunConfig, load_market, setup_for
 from .store import Store
+from .streaming import recorded_rows
 
 # %% ../../nbs/trader/14_replay.ipynb #261c2c21
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,8 @@ def replay_run(
     begin = next(store.records())
     info = payload(begin)
     market = load_market(config_of(lives[0], recording))
+    if info["config"]["venue"].get("feed", "recording") != "recording":   # live: what it saw is in its own folder
+        market = replace(market, rows=recorded_rows(run_dir), content="")
     if market.content != info["content"]:
         raise DataError("content of the recording", market.content[:12], info["content"][:12], "name the recording the run was made on")
     said_all = events = 0

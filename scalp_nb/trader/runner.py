@@ -50,6 +50,7 @@ class Runner:
     ) -> None:
         self.trader, self.broker, self.ledger = trader, broker, ledger
         self.halted: Halt | None = None
+        self.moves = 0                     # orders sent, cancels asked for, answers heard
 
     def send(self, event: Event) -> None:
         "Journal an event, handle it, carry out what follows."
@@ -61,6 +62,7 @@ class Runner:
         if not commands: return
         self.ledger.commands(commands, self.trader, event)
         ts = self.trader.now
+        self.moves += sum(isinstance(c, Submit | Cancel) for c in commands)
         for c in commands:
             if isinstance(c, Submit): self.broker.submit(c.intent, ts)
             elif isinstance(c, Cancel): self.broker.cancel(c.client_id, ts)
@@ -82,6 +84,7 @@ class Runner:
     def deliver(self, ts: int) -> None:
         "Hand over what the broker has said by `ts`."
         for update in self.broker.poll(ts):
+            self.moves += 1
             self.send(Evidence(ts, update))
 
     def feed(
@@ -102,16 +105,23 @@ class Runner:
             elif t.watched < 0 and i < n: self.deliver(due)
         return i
 
+    def catch_up(
+        self,
+        ts: int,  # event time that has come, ns
+    ) -> None:
+        "Do what is due by `ts`, each at its own time, and nothing where nothing is due."
+        while self.halted is None:
+            broker, own = self.broker.next_ts(), due_at(self.trader)
+            if min(broker, own) > ts: return
+            if own <= broker: self.send(Clock(own))
+            else: self.deliver(broker)
+
     def advance(
         self,
         ts: int,  # event time to reach, ns
     ) -> None:
         "Time passes without rows."
-        while self.halted is None:
-            broker, own = self.broker.next_ts(), due_at(self.trader)
-            if min(broker, own) > ts: break
-            if own <= broker: self.send(Clock(own))
-            else: self.deliver(broker)
+        self.catch_up(ts)
         if self.halted is None and ts < NEVER: self.send(Clock(ts))
 
 # %% ../../nbs/trader/11_runner.ipynb #cda3236d

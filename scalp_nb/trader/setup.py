@@ -46,6 +46,7 @@ class VenueSection(Section):
     broker: Literal["paper"] = "paper"
     terms: Literal["angel_one", "alpaca"] = "angel_one"  # whose order rules and fees the paper venue imitates
     plan: str | None = None                              # fee plan, where the broker has several
+    feed: Literal["recording", "paced"] = "recording"    # paced: the recording as a live feed, by the clock (data.speed)
 
 class RunConfig(Section):
     "Everything a run is made of."
