@@ -489,7 +489,7 @@ def sync(t: Trader, sym: int, ts: int, out: list[Command]) -> None:
     block(t, sym, ts)
     retime(t, sym, ts, h)
     switch(t, out)
-    if t.desk is not None and sym in t.desk.turns: turn_round(t, t.desk, sym, ts)
+    if t.desk is not None and sym in t.desk.turns: turn_round(t, t.desk, sym, ts, out)
 
 def exits_of(t: Trader, entry_id: str) -> ExitConfig:
     "The exits of a position: its signal's, else the configured ones."
@@ -820,13 +820,14 @@ def standing(t: Trader, ts: int) -> dict[int, Offer]:
     if t.desk is None: return {}
     return {s: o for s, o in t.desk.offers.items() if ts <= o.until and not barred(t, s, o.candidate.side, ts)}
 
-def turn_round(t: Trader, desk: BarDesk, sym: int, ts: int) -> None:
+def turn_round(t: Trader, desk: BarDesk, sym: int, ts: int, out: list[Command]) -> None:
     "The position a signal closed is gone: its entry is offered now."
     o = desk.turns[sym]
     if ts > o.until or t.stopping: del desk.turns[sym]
     elif not barred(t, sym, o.candidate.side, ts):
         del desk.turns[sym]
         offered(t, desk, o, ts)
+        if desk.plan.decision_window_ms == 0: decide_window(t, ts, out)
 
 # %% ../../nbs/trader/10_core.ipynb #259c6124
 def warm_up(t: Trader, desk: BarDesk, e: Started, out: list[Command]) -> None:
