@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from markets import DAY, notes, run_all, said, synthetic
+from realdata import realdata
 from test_trader_crash import life
 
 from scalp_nb.feed.barfiles import load_bars
@@ -30,7 +31,6 @@ from scalp_nb.trader.replay import replay_run
 from scalp_nb.trader.runner import Memory
 from scalp_nb.trader.setup import Market, RunConfig, load_market, paper_run
 from scalp_nb.trader.store import BARS, Store
-from realdata import realdata
 
 SECOND = 1_000_000_000
 FREE = {"risk.avoid_first_minutes": 0, "risk.max_trades_per_day": 1000, "risk.max_consecutive_losses": 1000, "exits.time_stop_s": 90.0}
@@ -125,7 +125,8 @@ def test_the_bar_of_a_silent_symbol_closes_by_the_clock():
     last = max(b[1] for _, b in log if b[1] <= first + 100 * SECOND)
     assert [ts for ts, b in log if b[1] == last][0] == last + 15 * SECOND      # not when it spoke again
     want = build_bars(rows, grid(15 * SECOND, [session_for("NSE", DAY)]))[0]
-    assert latest(told(r))[["ts", "sym", "close"]].tolist() == [x for x in finished(want)[["ts", "sym", "close"]].tolist() if x[0] <= told(r)["ts"].max()]
+    want = finished(want)[["ts", "sym", "close"]].tolist()
+    assert latest(told(r))[["ts", "sym", "close"]].tolist() == [x for x in want if x[0] <= told(r)["ts"].max()]
 
 
 MIXED = {"name": "combine", "mode": "all", "memory": 8, "members": [
@@ -223,7 +224,7 @@ def test_a_signal_brings_its_own_exits_and_size():
     r.advance(r.trader.now + SECOND)
     (sym, h), = r.trader.held.items()
     entry = r.trader.book.avg_px(sym)
-    assert (h.stop, h.target) == ((entry * Decimal("0.99")).quantize(Decimal("0.01"), "ROUND_UP"), (entry * Decimal("1.02")).quantize(Decimal("0.01"), "ROUND_UP"))
+    assert [h.stop, h.target] == [(entry * x).quantize(Decimal("0.01"), "ROUND_UP") for x in (Decimal("0.99"), Decimal("1.02"))]
     snap = snapshot(r.trader)
     assert snap["terms"] == {h.entry_id: [0.01, 0.02]}
     r.send(Control(r.trader.now, "flatten", "test"))
@@ -295,7 +296,8 @@ def test_recorded_bars_are_traded_with_the_days_before_as_history(tmp_path):
             t = np.datetime64(f"{day}T09:30") + np.timedelta64(k, "m")
             lines.append(f"{str(t).replace('T', ' ')}:00,{p},{p + 0.03:.2f},{p - 0.03:.2f},{p},{100 + k}")
     (tmp_path / "X_1min.csv").write_text("\n".join(lines) + "\n")
-    over = {"data.recording": str(tmp_path / "X_1min.csv"), "venue.terms": "alpaca", "health.stale_ms": 180_000, "health.connection_stale_ms": 180_000}
+    over = {"data.recording": str(tmp_path / "X_1min.csv"), "venue.terms": "alpaca", "health.stale_ms": 180_000,
+            "health.connection_stale_ms": 180_000}
     cfg = config(**over, **{"strategy.params.bar_s": 300})
     m = load_market(cfg)
     assert (m.day, m.bar_size, len(m.history), len(m.rows)) == (date(2026, 11, 19), MINUTE, 390, 390 * 4 + 1)

@@ -483,7 +483,8 @@ def sync(t: Trader, sym: int, ts: int, out: list[Command]) -> None:
     if qty == 0 and sym in t.held: released(t, sym, ts)
     h = holding(t, sym, ts, qty) if qty else None
     family = t.orders.family(sym, h.entry_id if h else "")
-    for a in plan_exits(exit_view(sym, qty, t, h, ts), family, exits_of(t, h.entry_id if h else ""), t.setup.caps, round_fn(t, sym)): act(t, sym, a, ts, out)
+    exits = exits_of(t, h.entry_id if h else "")
+    for a in plan_exits(exit_view(sym, qty, t, h, ts), family, exits, t.setup.caps, round_fn(t, sym)): act(t, sym, a, ts, out)
     if h: arm(t, sym, qty, h)
     else: disarm(t, sym, bool(t.orders.working(sym)))
     block(t, sym, ts)
@@ -1017,7 +1018,8 @@ def snapshot(t: Trader) -> dict[str, Any]:
             "losses_row": t.losses_row, "paused": t.paused, "trip_net": {k: str(v) for k, v in t.trip_net.items()},
             "refusals": {str(s): list(r) for s, r in t.refusals.items()},
             "start_equity": str(t.start_equity), "peak_equity": str(t.peak_equity), "now": t.now, "rows": t.cursor,
-            "terms": {k: [x.stop_pct, x.target_pct] for k, x in t.terms.items()}, "limits": t.limits.model_dump(mode="json"), "params": t.params.model_dump(mode="json"),
+            "terms": {k: [x.stop_pct, x.target_pct] for k, x in t.terms.items()},
+            "limits": t.limits.model_dump(mode="json"), "params": t.params.model_dump(mode="json"),
             "held": {str(s): [h.entry_id, h.entry_ts, h.exit_by, h.trigger] for s, h in t.held.items()},
             "rest": {str(s): int(b) for s, b in enumerate(t.scanner.sym["block_until"]) if b and b != NEVER}}
 

@@ -96,7 +96,8 @@ class StoreLedger:
         self.store.append(kind, trader.now, c.data if isinstance(c, Note) else c, cursor=trader.cursor, corr=corr)
         if isinstance(c, Submit): self.store.put_intent(c.intent)
         if isinstance(c, Note): self._tables(c, trader)
-        if self.log and (not isinstance(c, Note) or c.kind not in ("equity", "bars")): self.log(kind, {"corr": corr, **(c.data if isinstance(c, Note) else {})})
+        if self.log is None or isinstance(c, Note) and c.kind in ("equity", "bars"): return
+        self.log(kind, {"corr": corr, **(c.data if isinstance(c, Note) else {})})
 
     def _tables(self, n: Note, trader: Trader) -> None:
         if n.kind == "order": self.store.put_order(trader.orders.orders[n.data["id"]])
@@ -339,7 +340,8 @@ def run_session(
     "Run a session to its end."
     run = Run(cfg, run_dir, lease, ready)
     token = new_token()
-    app = make_app(lambda: run.picture, run.mail.post, lambda after: [r for r in list(run.recent) if r["seq"] > after], token, bounds_of(type(cfg.strategy)))
+    app = make_app(lambda: run.picture, run.mail.post, lambda after: [r for r in list(run.recent) if r["seq"] > after], token,
+                   bounds_of(type(cfg.strategy)))
     server = ControlServer(app, run_dir, token, run_dir.name)
     for sig in (signal.SIGTERM, signal.SIGINT): signal.signal(sig, lambda n, _: heard(run, n))
     try:

@@ -225,7 +225,8 @@ def fitted(
     if isinstance(cfg.strategy, PressureParams): return resolve(cfg.strategy, market.capabilities)
     need = base_ns(cfg.strategy)
     if market.bar_size and need % market.bar_size:
-        raise ConfigError("bar_s of the strategy", need / 1e9, f"a whole multiple of {market.bar_size / 1e9:g} s, the bars of the recording", "change bar_s")
+        raise ConfigError("bar_s of the strategy", need / 1e9, f"a whole multiple of {market.bar_size / 1e9:g} s, the bars of the recording",
+                          "change bar_s")
     if any(s.volume for s, _ in legs(cfg.strategy)) and np.isnan(market.rows["volume"]).all():
         raise ConfigError("market data lacks what the strategy needs", "no volume", "a source with volumes")
     return cfg.strategy, "; ".join(market.notes)
