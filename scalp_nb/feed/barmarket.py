@@ -95,7 +95,9 @@ def holds_bars(
     if re.search(r"\.(tar|tar\.[gx]z|tgz|txz)$", file.name.lower()): return True
     if not file.is_file(): return False
     if file.suffix == ".parquet":
+        import pyarrow as pa
         import pyarrow.parquet as pq
-        names = pq.read_schema(file).names  # type: ignore[no-untyped-call]
+        try: names = pq.read_schema(file).names  # type: ignore[no-untyped-call]
+        except pa.ArrowInvalid: return False     # damaged: the reader of recordings says how
     else: names = read_bytes(file)[:4096].split(b"\n", 1)[0].decode("utf-8", "replace").split(",")
     return {"open", "high", "low", "close"} <= {n.strip().strip('"').lower() for n in names}

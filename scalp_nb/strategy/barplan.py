@@ -140,7 +140,7 @@ class FramesRun:
         ts, flags, self.news = int(bar["ts"]), int(bar["flags"]), False
         if self._kept and ts <= int(self._kept[-1]["ts"]): self._correct(bar, ts, flags)
         elif not flags & BAR_VOID:
-            self._step(bar)
+            _step(self, bar)
             self._kept.append(bar.copy())
             self.news = True
         return self._out[0].copy()
@@ -155,22 +155,23 @@ class FramesRun:
         self._fresh()
         self._kept.clear()
         for t in sorted(again):
-            self._step(again[t])
+            _step(self, again[t])
             self._kept.append(again[t])
         for f, x in IDLE.items(): self._out[f] = x
 
-    def _step(self, bar: Any) -> None:
-        "One smallest bar through every member."
-        one = np.array([bar])
-        large = {size: r.push(one) for size, r in self._rollers.items()}
-        now = np.zeros(len(self._runs), SIGNAL)
-        now["ts"], now["sym"] = bar["ts"], bar["sym"]
-        for f, x in IDLE.items(): now[f] = x
-        for row, run in zip(now, self._runs, strict=True):
-            for b in large.get(run.params.bar_s * 1_000_000_000, one):
-                said = run.push(b)
-                for f in IDLE: row[f] = said[f]
-        combine_bar(self._state, now, *self._args, self._out[0])
+# %% ../../nbs/strategy/17_barplan.ipynb #2d0d44f3
+def _step(r: FramesRun, bar: Any) -> None:
+    "One smallest bar through every member."
+    one = np.array([bar])
+    large = {size: roller.push(one) for size, roller in r._rollers.items()}
+    now = np.zeros(len(r._runs), SIGNAL)
+    now["ts"], now["sym"] = bar["ts"], bar["sym"]
+    for f, x in IDLE.items(): now[f] = x
+    for row, run in zip(now, r._runs, strict=True):
+        for b in large.get(run.params.bar_s * 1_000_000_000, one):
+            said = run.push(b)
+            for f in IDLE: row[f] = said[f]
+    combine_bar(r._state, now, *r._args, r._out[0])
 
 Runs = BarRun | CombinedRun | FramesRun
 

@@ -7,8 +7,8 @@ __all__ = ['NEVER', 'SECOND', 'EQUITY_NS', 'HORIZON_S', 'SILENT_NS', 'LOSS_BREAK
            'HANDLERS', 'TraderError', 'Setup', 'Held', 'kernel_params', 'Timers', 'Trader', 'touch', 'marks', 'equity',
            'exposure', 'in_session', 'bad_feed', 'fund', 'mark', 'entries_blocked', 'occupied', 'drop_window', 'switch',
            'rest', 'refuse', 'resting', 'Funds', 'funds', 'messages', 'view', 'judged', 'numbers_of', 'finite',
-           'priced', 'enter', 'forget_recent', 'send_entry', 'count_message', 'submit', 'cancel', 'place',
-           'blocked_exit', 'alert', 'act', 'backstop', 'arm', 'disarm', 'sync', 'exits_of', 'block', 'retime',
+           'priced', 'enter', 'scaled_offer', 'forget_recent', 'send_entry', 'count_message', 'submit', 'cancel',
+           'place', 'blocked_exit', 'alert', 'act', 'backstop', 'arm', 'disarm', 'sync', 'exits_of', 'block', 'retime',
            'round_fn', 'holding', 'released', 'exit_view', 'close', 'order_note', 'booked', 'closed', 'trip_note',
            'on_evidence', 'entry_ended', 'resolved', 'due_at', 'advance', 'tick', 'unanswered', 'tick_timers', 'replan',
            'again', 'silence_due', 'watch_exposed', 'limits', 'roll_window', 'cutoffs', 'on_depth', 'decide', 'silence',
@@ -48,6 +48,7 @@ from ..risk.breakers import AccountNumbers, Breakers
 from ..risk.gates import Decision, RiskView, check
 from ..risk.limits import RiskLimits
 from ..risk.sizing import SizingConfig, explain_size
+from ..risk.volatility import VolatilityRisk, risk_scale
 from ..strategy.barplan import BarPlan, history_bars, label
 from ..strategy.pressure import PressureParams, rule_params
 from ..strategy.protocol import CLOSE_LONG, CLOSE_SHORT
@@ -84,6 +85,7 @@ class Setup:
     windows: tuple[tuple[int, int], ...]  # entries allowed, [from, until) in ns, ordered
     day: tuple[int, int]                  # acceptable exchange times, [from, to) in ns
     restricted: frozenset[str] = frozenset()
+    volatility: VolatilityRisk | None = None  # of the pressure scalper; None = nothing is scaled
     history: Bars = field(default_factory=lambda: np.zeros(0, BAR), compare=False)  # bars before the run, for strategies on bars
     bar_days: tuple[Session, ...] = ()    # sessions of every day bars are from, history included
 
@@ -108,9 +110,10 @@ LOSS_BREAKERS = frozenset({"daily_loss", "drawdown"})  # these close positions, 
 def kernel_params(
     p: PressureParams | BarPlan,  # what runs
     sizing: SizingConfig,  # whether the size wants the variance of the mid
+    scaled: VolatilityRisk | None = None,  # wants it too
 ) -> dict[str, float]:  # values for the scan
     "Rule parameters of the scan; a strategy on bars leaves it to watch health, exits and money."
-    volatile = sizing.mode == "volatility"
+    volatile = sizing.mode == "volatility" or scaled is not None
     if isinstance(p, PressureParams): return rule_params(p, volatile)
     return rule_params(PressureParams(), volatile) | {"warmup_rows": NEVER, "window_ns": p.decision_window_ms * 1_000_000}
 
@@ -141,7 +144,7 @@ class Trader:
     ) -> None:
         self.setup, n = setup, len(setup.universe)
         self.params, self.limits = setup.params, setup.limits
-        self.scanner = Scanner(n, health_params(setup.health, *setup.day) | kernel_params(self.params, setup.sizing), watch, book)
+        self.scanner = Scanner(n, health_params(setup.health, *setup.day) | kernel_params(self.params, setup.sizing, setup.volatility), watch, book)
         self.desk = BarDesk(setup.params, n, setup.bar_days or setup.sessions) if isinstance(setup.params, BarPlan) else None
         self.terms: dict[str, ExitConfig] = {}         # entry id -> its own stop and target, where its signal stated them
         self.orders = OrderManager(setup.account, setup.strategy, id_width=setup.caps.id_width, stale_ns=setup.exits.entry_timeout_ms * 1_000_000)
@@ -358,6 +361,8 @@ def priced(t: Trader, sym: int, side: Side) -> tuple[float, Decimal]:
 # %% ../../nbs/trader/10_core.ipynb #f04b29ab
 def enter(t: Trader, c: Candidate, competing: int, ts: int, out: list[Command], offer: Offer | None = None) -> None:
     "Size, price and judge the strongest of `competing` candidates; send it or journal why not."
+    if t.setup.volatility is not None: offer = scaled_offer(t, t.setup.volatility, c, ts, out)
+    if t.setup.volatility is not None and offer is None: return
     exits = t.setup.exits if offer is None else exits_with(t.setup.exits, offer.stop_pct, offer.target_pct)
     ins, side, rules = t.setup.universe[c.sym], Side(c.side), t.setup.rules[c.sym]
     seen = {"side": side.name, "strength": c.strength, "pressure": finite(c.pressure), "depth_ratio": finite(c.depth_ratio), "candidates": competing}
@@ -378,6 +383,17 @@ def enter(t: Trader, c: Candidate, competing: int, ts: int, out: list[Command], 
     if not d.allowed: return refuse(t, c.sym, ts, d.code, seen | judged(v, d), out)
     sent = send_entry(t, c, ts, qty, limit, Decimal(str(ref)), seen | judged(v, d), out)
     if sent and exits is not t.setup.exits: t.terms[sent] = exits
+
+def scaled_offer(t: Trader, v: VolatilityRisk, c: Candidate, ts: int, out: list[Command]) -> Offer | None:
+    "A candidate of the pressure scalper with exits and size for this market; None, and a refusal, when it is too weak for it or nothing is known."
+    scale, x, depth = risk_scale(v, float(t.scanner.sym["vol"][c.sym])), t.setup.exits, c.depth_ratio if c.side > 0 else 1 / max(c.depth_ratio, 1e-9)
+    need = cast(PressureParams, t.params).depth_multiplier * (max(scale, 1.0) if v.thresholds else 1.0)
+    if math.isnan(scale) or depth < need:
+        code = "volatility_unknown" if math.isnan(scale) else "depth_for_volatility"
+        refuse(t, c.sym, ts, code, {"tier": 3, "scale": finite(scale), "depth": finite(depth), "needed": finite(need)}, out)
+        return None
+    wide = scale if v.exits else math.nan
+    return Offer(c, 100 * x.stop_pct * wide, 100 * x.target_pct * wide, 1 / scale if v.size else 1.0, ts)
 
 def forget_recent(t: Trader, sym: int, ts: int) -> None:
     "An entry like the last one is a duplicate only within the window."
@@ -484,13 +500,14 @@ def sync(t: Trader, sym: int, ts: int, out: list[Command]) -> None:
     if qty == 0 and sym in t.held: released(t, sym, ts)
     h = holding(t, sym, ts, qty) if qty else None
     family = t.orders.family(sym, h.entry_id if h else "")
-    for a in plan_exits(exit_view(sym, qty, t, h, ts), family, exits_of(t, h.entry_id if h else ""), t.setup.caps, round_fn(t, sym)): act(t, sym, a, ts, out)
+    exits = exits_of(t, h.entry_id if h else "")
+    for a in plan_exits(exit_view(sym, qty, t, h, ts), family, exits, t.setup.caps, round_fn(t, sym)): act(t, sym, a, ts, out)
     if h: arm(t, sym, qty, h)
     else: disarm(t, sym, bool(t.orders.working(sym)))
     block(t, sym, ts)
     retime(t, sym, ts, h)
     switch(t, out)
-    if t.desk is not None and sym in t.desk.turns: turn_round(t, t.desk, sym, ts)
+    if t.desk is not None and sym in t.desk.turns: turn_round(t, t.desk, sym, ts, out)
 
 def exits_of(t: Trader, entry_id: str) -> ExitConfig:
     "The exits of a position: its signal's, else the configured ones."
@@ -755,8 +772,8 @@ def decide_window(t: Trader, ts: int, out: list[Command]) -> None:
     ranked = rank(t.scanner.candidates() if t.desk is None else [o.candidate for o in offers.values()])
     drop_window(t)
     if not ranked: return
-    t.signals[min(int(ranked[0].strength // 5), 19)] += 1
     for c in ranked[:1 if t.desk is None else t.desk.plan.per_decision]:
+        t.signals[min(int(c.strength // 5), 19)] += 1
         if not entries_blocked(t): enter(t, c, len(ranked), ts, out, offers.get(c.sym))
 
 # %% ../../nbs/trader/10_core.ipynb #50dbfbfc
@@ -821,13 +838,14 @@ def standing(t: Trader, ts: int) -> dict[int, Offer]:
     if t.desk is None: return {}
     return {s: o for s, o in t.desk.offers.items() if ts <= o.until and not barred(t, s, o.candidate.side, ts)}
 
-def turn_round(t: Trader, desk: BarDesk, sym: int, ts: int) -> None:
+def turn_round(t: Trader, desk: BarDesk, sym: int, ts: int, out: list[Command]) -> None:
     "The position a signal closed is gone: its entry is offered now."
     o = desk.turns[sym]
     if ts > o.until or t.stopping: del desk.turns[sym]
     elif not barred(t, sym, o.candidate.side, ts):
         del desk.turns[sym]
         offered(t, desk, o, ts)
+        if desk.plan.decision_window_ms == 0: decide_window(t, ts, out)
 
 # %% ../../nbs/trader/10_core.ipynb #259c6124
 def warm_up(t: Trader, desk: BarDesk, e: Started, out: list[Command]) -> None:
@@ -1007,7 +1025,7 @@ def _set(t: Trader, e: Control, out: list[Command]) -> None:
     if section == "risk": t.limits = cast(RiskLimits, changed(t.limits, name, e.args.get("value")))
     else:
         t.params = cast(PressureParams | BarPlan, changed(t.params, name, e.args.get("value")))
-        t.scanner.set_params(kernel_params(t.params, t.setup.sizing))
+        t.scanner.set_params(kernel_params(t.params, t.setup.sizing, t.setup.volatility))
 
 CONTROLS = {"pause": _pause, "resume": _resume, "reset_breaker": _reset, "flatten": _flatten, "kill": _kill, "stop": _stop, "set": _set}
 
@@ -1022,7 +1040,8 @@ def snapshot(t: Trader) -> dict[str, Any]:
             "losses_row": t.losses_row, "paused": t.paused, "trip_net": {k: str(v) for k, v in t.trip_net.items()},
             "refusals": {str(s): list(r) for s, r in t.refusals.items()},
             "start_equity": str(t.start_equity), "peak_equity": str(t.peak_equity), "now": t.now, "rows": t.cursor,
-            "terms": {k: [x.stop_pct, x.target_pct] for k, x in t.terms.items()}, "limits": t.limits.model_dump(mode="json"), "params": t.params.model_dump(mode="json"),
+            "terms": {k: [x.stop_pct, x.target_pct] for k, x in t.terms.items()},
+            "limits": t.limits.model_dump(mode="json"), "params": t.params.model_dump(mode="json"),
             "held": {str(s): [h.entry_id, h.entry_ts, h.exit_by, h.trigger] for s, h in t.held.items()},
             "rest": {str(s): int(b) for s, b in enumerate(t.scanner.sym["block_until"]) if b and b != NEVER}}
 

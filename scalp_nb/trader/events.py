@@ -59,6 +59,7 @@ class Evidence:
     ts: int            # when this process learned of it
     update: Update
 
+# %% ../../nbs/trader/00_events.ipynb #12cd82fc
 @dataclass(frozen=True, slots=True)
 class AccountState:
     "Fresh money figures from the broker."

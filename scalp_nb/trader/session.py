@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['WORTH_A_STATE', 'COMMIT_S', 'SLICE', 'WAIT_S', 'EXIT_OK', 'EXIT_NOT_FLAT', 'EXIT_CONFIG', 'EXIT_REFUSED',
            'EXIT_FAILED', 'EXITS', 'correlation', 'fill_of', 'StoreLedger', 'picture', 'bound_of', 'bounds_of', 'Run',
-           'preload', 'resume_row', 'begin', 'connect', 'venue_time', 'tell', 'write_log', 'request', 'stop',
-           'interruptions', 'lease_ended', 'heard', 'ending', 'ask', 'trade', 'trade_live', 'nap', 'drain', 'finish',
-           'run_session', 'failed', 'emergency', 'close', 'arguments', 'configured', 'main']
+           'preload', 'resume_row', 'kept_bars', 'begin', 'connect', 'venue_time', 'tell', 'write_log', 'request',
+           'stop', 'interruptions', 'lease_ended', 'heard', 'ending', 'ask', 'trade', 'trade_live', 'nap', 'drain',
+           'finish', 'run_session', 'failed', 'emergency', 'close', 'arguments', 'configured', 'main']
 
 # %% ../../nbs/trader/13_session.ipynb #29fbcb5a
 import argparse
@@ -34,23 +34,25 @@ from pydantic.fields import FieldInfo
 
 from ..broker.base import Broker
 from ..broker.paper import PaperBroker
-from ..feed.bars import BAR_VOID
+from ..feed.bars import BAR_FIELDS, BAR_VOID
 from ..feed.depth import Rows
 from ..feed.errors import ConfigError, ScalpError
+from ..feed.instrument import Universe
 from ..feed.paced import PacedFeed
 from ..feed.replay import replay
 from ..order.types import Fill, Purpose, Side
 from ..risk.limits import RiskLimits
+from ..strategy.barplan import BarPlan
 from ..strategy.pressure import PressureParams
 from .config import load_config
 from .control import Bound, ControlServer, Mailbox, make_app, new_token
 from .core import SETTABLE, Trader, TraderError, equity, exposure, snapshot
-from .events import Cancel, Command, Control, Event, Evidence, Halt, Note, Submit
+from .events import BarRow, Cancel, Command, Control, Event, Evidence, Halt, Note, Submit
 from .lease import LeaseEnd, LeaseWatch, adopt, announce, kill_seen, read_kill
 from .logs import configure_logging, get_logger
 from .runner import Runner, closing_ts, drained, last_look, played
 from .setup import Market, RunConfig, beginning, load_market, paper_run, refuse_live, setup_for
-from .store import Store, crash_hook_from_env
+from .store import BARS, Store, crash_hook_from_env
 from .streaming import Auditor, Line, new_recorder, recorded_rows, turn, venue_clock
 from .wire import settle_memory
 
@@ -97,7 +99,8 @@ class StoreLedger:
         self.store.append(kind, trader.now, c.data if isinstance(c, Note) else c, cursor=trader.cursor, corr=corr)
         if isinstance(c, Submit): self.store.put_intent(c.intent)
         if isinstance(c, Note): self._tables(c, trader)
-        if self.log and (not isinstance(c, Note) or c.kind != "equity"): self.log(kind, {"corr": corr, **(c.data if isinstance(c, Note) else {})})
+        if self.log is None or isinstance(c, Note) and c.kind in ("equity", "bars"): return
+        self.log(kind, {"corr": corr, **(c.data if isinstance(c, Note) else {})})
 
     def _tables(self, n: Note, trader: Trader) -> None:
         if n.kind == "order": self.store.put_order(trader.orders.orders[n.data["id"]])
@@ -139,10 +142,13 @@ def bound_of(
         return float(found[0]) if found else otherwise
     return Bound(_KINDS.get(field.annotation, "float"), edge(("ge", "gt"), -math.inf), edge(("le", "lt"), math.inf))  # type: ignore[arg-type]
 
-def bounds_of() -> dict[str, Bound]:
+def bounds_of(
+    strategy: type[BaseModel] = PressureParams,  # the model of the strategy section
+) -> dict[str, Bound]:
     "What may be set from outside while a session runs."
-    models: dict[str, type[BaseModel]] = {"strategy": PressureParams, "risk": RiskLimits}
-    return {f"{s}.{name}": bound_of(models[s].model_fields[name]) for s, names in SETTABLE.items() for name in names}
+    models: dict[str, type[BaseModel]] = {"strategy": strategy, "risk": RiskLimits}
+    return {f"{s}.{name}": bound_of(models[s].model_fields[name]) for s, names in SETTABLE.items()
+            for name in names if name in models[s].model_fields}
 
 # %% ../../nbs/trader/13_session.ipynb #c77411aa
 class Run:
@@ -195,6 +201,17 @@ def resume_row(
     return max(int(recovered["rows"]), int(np.searchsorted(np.maximum.accumulate(rows["recv"]), venue_ts, side="right")))
 
 # %% ../../nbs/trader/13_session.ipynb #df687616
+def kept_bars(
+    store: Store,  # of the account
+    universe: Universe,  # symbols wanted
+    since: int = 0,  # ns UTC
+) -> tuple[BarRow, ...]:  # for `Runner.start`
+    "The closed bars the store has, as a restarted session on a venue's bars needs them."
+    at = {s: i for i, s in enumerate(universe.symbols)}
+    rows = [r for r in store.rows(BARS) if r["symbol"] in at and r["ts"] >= since]
+    return tuple((r["ts"], *(r[f] for f in BAR_FIELDS[1:6]), math.nan if r["vwap"] is None else r["vwap"], r["trades"] or 0, at[r["symbol"]], 0)
+                 for r in rows)
+
 def begin(run: Run) -> None:
     "Open the books, build trader and venue, reconcile."
     cfg = run.cfg
@@ -202,6 +219,8 @@ def begin(run: Run) -> None:
     source = load_market(cfg)
     live = cfg.venue.feed != "recording"
     run.market = replace(source, rows=recorded_rows(run.dir), content="") if live else source
+    if isinstance(cfg.strategy, BarPlan) and cfg.strategy.bars_from == "venue":
+        raise ConfigError("strategy.bars_from", "venue", "rows with venue.broker: paper", "the paper venue sends no bars")
     where = cfg.store.url or run.dir / "store.db"
     run.store = Store.open(where, cfg.run.account, run=run.dir.name, hook=crash_hook_from_env(), lock_dir=run.dir.parent)
     recovered = run.store.get_state("trader")
@@ -369,7 +388,8 @@ def run_session(
     "Run a session to its end."
     run = Run(cfg, run_dir, lease, ready)
     token = new_token()
-    app = make_app(lambda: run.picture, run.mail.post, lambda after: [r for r in list(run.recent) if r["seq"] > after], token, bounds_of())
+    app = make_app(lambda: run.picture, run.mail.post, lambda after: [r for r in list(run.recent) if r["seq"] > after], token,
+                   bounds_of(type(cfg.strategy)))
     server = ControlServer(app, run_dir, token, run_dir.name)
     for sig in (signal.SIGTERM, signal.SIGINT): signal.signal(sig, lambda n, _: heard(run, n))
     try:

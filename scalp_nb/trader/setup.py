@@ -34,7 +34,8 @@ from ..order.fees import FeeLedger, fees_for
 from ..order.rules import rules_for
 from ..risk.limits import RiskLimits
 from ..risk.sizing import SizingConfig
-from ..strategy.barplan import BarPlan, base_ns, history_bars, legs
+from ..risk.volatility import VolatilityRisk
+from ..strategy.barplan import BarPlan, base_ns, history_bars, label, legs
 from ..strategy.pressure import PressureParams, Window, resolve
 from .config import DataSection, LiveMoney, RunSection, Section, SessionSection, StoreSection, provenance, require_live, span_ns
 from .core import Setup, Trader
@@ -61,6 +62,7 @@ class RunConfig(Section):
     exits: ExitConfig = ExitConfig()
     health: HealthConfig = HealthConfig()
     paper: dict[str, Any] = Field(default_factory=dict)  # PaperConfig values that differ from the imitated venue's
+    volatility: VolatilityRisk | None = None             # exits, size and thresholds of the pressure scalper scaled; none by default
     session: SessionSection = SessionSection()
     store: StoreSection = StoreSection()
     restricted: tuple[str, ...] = ()                     # symbols never traded
@@ -87,6 +89,12 @@ class PressureRunConfig(RunConfig):
 class BarRunConfig(RunConfig):
     "A run of a strategy on bars."
     strategy: BarPlan
+
+    @field_validator("volatility")
+    @classmethod
+    def _own_scale(cls, value: VolatilityRisk | None) -> VolatilityRisk | None:
+        if value is not None: raise ValueError("none with a strategy on bars: it is scaled by strategy.params.vol")
+        return value
 
 def imitated(
     venue: VenueSection,  # whose terms
@@ -227,7 +235,8 @@ def fitted(
     if isinstance(cfg.strategy, PressureParams): return resolve(cfg.strategy, market.capabilities)
     need = base_ns(cfg.strategy)
     if market.bar_size and need % market.bar_size:
-        raise ConfigError("bar_s of the strategy", need / 1e9, f"a whole multiple of {market.bar_size / 1e9:g} s, the bars of the recording", "change bar_s")
+        raise ConfigError("bar_s of the strategy", need / 1e9, f"a whole multiple of {market.bar_size / 1e9:g} s, the bars of the recording",
+                          "change bar_s")
     if any(s.volume for s, _ in legs(cfg.strategy)) and np.isnan(market.rows["volume"]).all():
         raise ConfigError("market data lacks what the strategy needs", "no volume", "a source with volumes")
     return cfg.strategy, "; ".join(market.notes)
@@ -269,6 +278,7 @@ def setup_for(
     return Setup(account=cfg.run.account, strategy=strategy_id(params), params=params, limits=cfg.risk, sizing=cfg.sizing, exits=cfg.exits,
                  health=cfg.health, universe=uni, sessions=sessions, rules=rules, fees=fees, caps=caps_of(paper_config(cfg)),
                  windows=entry_windows(params.windows, widest, cfg.risk), day=span, restricted=frozenset(cfg.restricted),
+                 volatility=cfg.volatility,
                  history=history, bar_days=(*days, widest)), note
 
 def beginning(
@@ -281,6 +291,7 @@ def beginning(
     "What a run was begun with: the first record of its journal, and of the one a back-test keeps in memory."
     return {"config": json.loads(cfg.model_dump_json()), "provenance": provenance(cfg, recording), "day": market.day.isoformat(),
             "content": market.content, "rows": len(market.rows), "symbols": list(market.universe.symbols), "fallback": note,
+            "strategy": label(cfg.strategy) if isinstance(cfg.strategy, BarPlan) else "pressure",
             "capabilities": asdict(market.capabilities), "currency": market.universe[0].currency,
             "session": {k: getattr(setup.sessions[0], k) for k in ("open_ts", "close_ts", "continuous_close_ts")}}
 
