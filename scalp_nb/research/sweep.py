@@ -363,7 +363,7 @@ class _Skimmer:
     def candidates(self) -> Candidates:
         "Everything found so far."
         parts: list[Any] = [np.concatenate(x) for x in zip(*self.kept, strict=True)]
-        return Candidates(*parts, self.loose)
+        return replace(Candidates(*parts), loose=self.loose)
 
 # %% ../../nbs/research/11_sweep.ipynb #6d6d26ba
 UNIT = 1e-6  # the finest price step that is told apart
