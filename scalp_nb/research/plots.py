@@ -269,15 +269,16 @@ class Peak:
 
 def peak(
     table: pd.DataFrame,  # as `heat_table` gives it
+    at: tuple[int, int] | None = None,  # row and column to look at; None = the largest value
 ) -> Peak:
-    "Find the largest value; refuses a table without any."
+    "The best cell, or a named one, and its neighbours; refuses a table without any value."
     v = table.to_numpy(float)
     if not np.isfinite(v).any():
         raise DataError("values of a heat map", "NaN", "at least one number", "no set of the search traded: widen its bounds")
-    i, j = (int(k) for k in np.unravel_index(int(np.nanargmax(v)), v.shape))
-    near = v[max(0, i - 1):i + 2, max(0, j - 1):j + 2].ravel()
-    near = np.delete(near, np.flatnonzero(near == v[i, j])[0])
-    near = near[np.isfinite(near)]
+    i, j = at or (int(k) for k in np.unravel_index(int(np.nanargmax(v)), v.shape))
+    if not (0 <= i < v.shape[0] and 0 <= j < v.shape[1]): raise DataError("cell of a heat map", at, f"row below {len(v)}, column below {v.shape[1]}")
+    around = [v[a, b] for a in range(max(0, i - 1), min(i + 2, len(v))) for b in range(max(0, j - 1), min(j + 2, v.shape[1])) if (a, b) != (i, j)]
+    near = np.array([x for x in around if np.isfinite(x)])
     return Peak(i, j, float(v[i, j]), len(near), float(np.median(near)) if len(near) else np.nan, int((near > 0).sum()))
 
 # %% ../../nbs/research/00_plots.ipynb #bf93ec53
@@ -296,7 +297,7 @@ def heat_figure(
 ) -> go.Figure:
     "A map of a search with colours round zero, its best cell framed and judged by its neighbours."
     from plotly import graph_objects as go
-    best, v = peak(table), table.to_numpy(float)
+    cell, v = peak(table, mark), table.to_numpy(float)
     top = float(np.nanmax(np.abs(v))) if limit is None else limit
     if not (np.isfinite(top) and top >= 0): raise DataError("limit of a heat map", limit, "a finite number, 0 or more")
     text = [[f"{x:+.{digits}f}" if np.isfinite(x) else "" for x in row] for row in v]
@@ -304,17 +305,16 @@ def heat_figure(
     fig = go.Figure(go.Heatmap(z=v, x=_names(table.columns), y=_names(table.index), zmin=-(top or 1.0), zmax=top or 1.0, colorscale=DIVERGING,
                                text=text, texttemplate="%{text}", xgap=1, ygap=1, hovertemplate=hover,
                                colorbar={"title": {"text": unit}, "thickness": 12}))
-    frame_cells(fig, mark or (best.row, best.column), v.shape)
-    said = f"best {best.value:+.{digits}f} {unit}"
-    if best.neighbours: said += f"; of its {best.neighbours} neighbours {best.positive} above zero, median {best.median:+.{digits}f}"
+    frame_cells(fig, cell, v.shape)
+    said = f"{'framed' if mark else 'best'}: {f'{cell.value:+.{digits}f} {unit}' if np.isfinite(cell.value) else 'no value'}"
+    if cell.neighbours: said += f"; of its {cell.neighbours} neighbours {cell.positive} above zero, median {cell.median:+.{digits}f}"
     styled(fig, f"{title}<br><sup>{said}</sup>", height).update_layout(hovermode="closest", margin={"t": 70})
     fig.update_xaxes(type="category", title_text=str(table.columns.name or ""), showgrid=False)
     return fig.update_yaxes(type="category", title_text=str(table.index.name or ""), showgrid=False)
 
-def frame_cells(fig: go.Figure, at: tuple[int, int], shape: tuple[int, int]) -> None:
+def frame_cells(fig: go.Figure, cell: Peak, shape: tuple[int, int]) -> None:
     "Frame a cell, dot the square of its neighbours."
-    i, j = at
-    if not (0 <= i < shape[0] and 0 <= j < shape[1]): raise DataError("cell to frame", at, f"row below {shape[0]}, column below {shape[1]}")
+    i, j = cell.row, cell.column
     for reach, dash, width in ((0, "solid", 3), (1, "dot", 2)):
         fig.add_shape(type="rect", x0=max(j - reach, 0) - 0.5, x1=min(j + reach, shape[1] - 1) + 0.5, y0=max(i - reach, 0) - 0.5,
                       y1=min(i + reach, shape[0] - 1) + 0.5, line={"color": ORANGE, "dash": dash, "width": width})
@@ -363,6 +363,7 @@ def in_out_figure(
     if not both.any(): raise DataError("results in and out of sample", "NaN", "a set with a result in both", "use longer samples or wider bounds")
     best = int(np.argmax(np.where(both, x, -np.inf))) if chosen is None else chosen
     if not (0 <= best < len(x) and both[best]): raise DataError("chosen set", best, "one with a result in both samples")
+    x, y = x.round(3), y.round(3)
     fig = go.Figure(go.Scatter(x=x[both], y=y[both], mode="markers", name=f"{int(both.sum())} sets",
                                marker={"color": BLUE, "size": 5, "opacity": 0.5}))
     fig.add_trace(go.Scatter(x=x[[best]], y=y[[best]], mode="markers", name=f"chosen: {x[best]:+.1f} in, {y[best]:+.1f} out",
