@@ -118,7 +118,7 @@ def _refused(what: str, fields: Any, err: ValidationError, next_step: str) -> Re
     "A model's refusal in our own words: where, the value, what is wrong."
     first = err.errors()[0]
     where = ".".join(map(str, first["loc"]))
-    text = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in err.errors())
+    text = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg'].removeprefix('Value error, ')}".strip() for e in err.errors())
     return ResearchError(f"{what}, {where}" if where else what, first["input"] if where else fields, text, next_step)
 
 # %% ../../nbs/research/11_sweep.ipynb #e781648f
@@ -172,7 +172,7 @@ class FillModel(BaseModel):
 
     @model_validator(mode="after")
     def _simple(self) -> "FillModel":
-        if self.latency_ns and self.latency_rows: raise ValueError("latency_ns and latency_rows: give one of them")
+        if self.latency_ns and self.latency_rows: raise ValueError(f"latency_ns {self.latency_ns}, latency_rows {self.latency_rows}: give one of them")
         r = self.rule
         bad = [n for n, b in (("hold_ms", r.hold_ms > 0), ("hold_rows", r.hold_rows > 1), ("windows", bool(r.windows))) if b]
         if bad: raise ValueError(f"rule.{bad[0]} {getattr(r, bad[0])!r}; {INSTEAD[bad[0]]}")
@@ -188,7 +188,7 @@ def fill_model(
 ) -> FillModel:
     "A checked fill model; refuses impossible values as ResearchError."
     try: return FillModel(**fields)
-    except ValidationError as err: raise _refused("fill model", fields, err, "correct the field named") from err
+    except ValidationError as err: raise _refused("fill model", list(fields), err, "correct the field named") from err
 
 # %% ../../nbs/research/11_sweep.ipynb #0d43b4fd
 @dataclass(frozen=True, slots=True)
@@ -760,7 +760,9 @@ def _sets(
         try: _check_axis(name, params[name].unique().tolist())
         except (ValueError, TypeError) as err: raise ResearchError("sets to run", name, str(err), "make them with sets_frame") from err
     cross = (params["lower"] > params["upper"]).to_numpy()
-    if cross.any(): raise ResearchError("lower and upper of a set", (*params[["lower", "upper"]].to_numpy()[cross][0],), "lower <= upper")
+    if cross.any():
+        pair = params.loc[cross, ["lower", "upper"]].iloc[0].tolist()
+        raise ResearchError("lower and upper of a set", tuple(pair), "lower <= upper", "make them with sets_frame")
     out = np.zeros(len(params), SETS)
     for n in _RULE_AXES: out[n] = params[n]
     for n, unit, source in (("stop_ppm", PPM, "stop_pct"), ("target_ppm", PPM, "target_pct"), ("hold_ns", 1_000_000_000, "hold_s")):
