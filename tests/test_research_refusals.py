@@ -123,7 +123,7 @@ CASES: list[tuple[str, Callable[[], Any], str, str, str]] = [
     ("model: costs as text", lambda: fill_model(cost_bps="3"), "cost_bps", "'3'", "number"),
     ("model: tick 0", lambda: fill_model(tick=0.0), "tick", "0.0", "greater than 0"),
     ("model: latency < 0", lambda: fill_model(latency_ns=-1), "latency_ns", "-1", "greater than or equal to 0"),
-    ("model: two latencies", lambda: fill_model(latency_ns=1, latency_rows=1), "fill model", "1", "give one of them"),
+    ("model: two latencies", lambda: fill_model(latency_ns=1, latency_rows=1), "fill model", "latency_ns 1", "give one"),
     ("model: hold_ms", lambda: fill_model(rule=PressureParams(hold_ms=500)), "rule.hold_ms", "500", "research.backtest"),
     ("model: hold_rows", lambda: fill_model(rule=PressureParams(hold_rows=3)), "rule.hold_rows", "3", "research.backtest"),
     ("model: windows", lambda: fill_model(rule=WINDOWS), "rule.windows", "(9, 30)", "Session.entry"),

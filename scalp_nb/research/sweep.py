@@ -172,7 +172,7 @@ class FillModel(BaseModel):
 
     @model_validator(mode="after")
     def _simple(self) -> "FillModel":
-        if self.latency_ns and self.latency_rows: raise ValueError(f"latency_ns {self.latency_ns}, latency_rows {self.latency_rows}: give one of them")
+        if self.latency_ns and self.latency_rows: raise ValueError(f"latency_ns {self.latency_ns}, latency_rows {self.latency_rows}: give one")
         r = self.rule
         bad = [n for n, b in (("hold_ms", r.hold_ms > 0), ("hold_rows", r.hold_rows > 1), ("windows", bool(r.windows))) if b]
         if bad: raise ValueError(f"rule.{bad[0]} {getattr(r, bad[0])!r}; {INSTEAD[bad[0]]}")
