@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +24,14 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 # %% auto #0
-__all__ = ['POINTS', 'GREY', 'BLUE', 'RED', 'GREEN', 'ORANGE', 'EXIT_SYMBOLS', 'PAD_NS', 'thin', 'clock', 'zone_of', 'styled',
-           'equity_figure', 'busiest', 'symbol_rows', 'around', 'trips_of', 'mid_of', 'price_figure', 'points',
-           'add_levels', 'pressure_of', 'pressure_figure', 'signal_figure']
+__all__ = ['POINTS', 'GREY', 'BLUE', 'RED', 'GREEN', 'ORANGE', 'EXIT_SYMBOLS', 'PAD_NS', 'DIVERGING', 'COLORS', 'thin', 'clock',
+           'zone_of', 'styled', 'equity_figure', 'busiest', 'symbol_rows', 'around', 'trips_of', 'mid_of',
+           'price_figure', 'points', 'add_levels', 'pressure_of', 'pressure_figure', 'signal_figure', 'heat_table',
+           'Peak', 'peak', 'heat_figure', 'frame_cells', 'interval_figure', 'in_out_figure']
 
 # %% ../../nbs/research/00_plots.ipynb #717570dd
 POINTS = 2000
-GREY, BLUE, RED, GREEN, ORANGE = "#7f7f7f", "#4c8bf5", "#e0554e", "#2ca470", "#e69138"
+GREY, BLUE, RED, GREEN, ORANGE = "#7a7a7a", "#4c8bf5", "#e0554e", "#2ca470", "#d27d1e"
 
 def thin(
     values: npt.NDArray[np.float64],  # a line's values
@@ -69,7 +71,8 @@ def styled(
     grid = {"gridcolor": "rgba(127,127,127,0.25)", "zerolinecolor": "rgba(127,127,127,0.5)", "linecolor": GREY}
     fig.update_layout(title={"text": title, "font": {"size": 15}}, height=height, margin={"l": 60, "r": 20, "t": 50, "b": 40}, font={"color": GREY},
                       paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", hovermode="x unified",
-                      legend={"orientation": "h", "y": -0.14, "yanchor": "top", "x": 0})
+                      legend={"orientation": "h", "y": -0.14, "yanchor": "top", "x": 0},
+                      hoverlabel={"bgcolor": "#303030", "bordercolor": GREY, "font": {"color": "#f0f0f0"}})
     fig.update_xaxes(**grid)
     fig.update_yaxes(**grid)
     return fig
@@ -235,3 +238,138 @@ def signal_figure(
     fig.update_yaxes(title_text="decision windows")
     n = sum(counts)
     return styled(fig, f"Signal quality: {n} signal{'s' * (n != 1)}" if run.signals is not None else "Signal quality: the journal does not tell", 300)
+
+# %% ../../nbs/research/00_plots.ipynb #6fb7e49a
+def heat_table(
+    frame: pd.DataFrame,  # one row a parameter set
+    x: str,  # column of the horizontal axis
+    y: str,  # column of the vertical axis
+    value: str,  # column that is shown
+    how: Literal["mean", "median"] = "mean",  # over the sets of a cell
+) -> pd.DataFrame:  # index y ascending, columns x ascending; NaN where no set has a value
+    "One figure for each pair of values of two axes."
+    if how not in ("mean", "median"): raise DataError("average of a heat map", how, "mean, median", "the best of a cell is luck, not a figure")
+    for name in (x, y, value):
+        if name not in frame.columns: raise DataError("column of the results", name, ", ".join(map(str, frame.columns)))
+    if not len(frame): raise DataError("results for a heat map", 0, "at least one parameter set", "run the sweep first")
+    numbers = frame[[x, y]].assign(value=frame[value].astype(float))
+    if np.isinf(numbers["value"]).any(): raise DataError(f"{value} of the results", "infinite", "finite, or NaN where it is not known")
+    return numbers.pivot_table(index=y, columns=x, values="value", aggfunc=how, dropna=False).sort_index().sort_index(axis=1)
+
+# %% ../../nbs/research/00_plots.ipynb #3fe597c0
+@dataclass(frozen=True, slots=True)
+class Peak:
+    "The best cell of a heat map and the cells round it."
+    row: int         # position in the table
+    column: int      # position in the table
+    value: float
+    neighbours: int  # cells round it that have a value, 0..8
+    median: float    # of these; NaN without one
+    positive: int    # of these, above zero
+
+def peak(
+    table: pd.DataFrame,  # as `heat_table` gives it
+    at: tuple[int, int] | None = None,  # row and column to look at; None = the largest value
+) -> Peak:
+    "The best cell, or a named one, and its neighbours; refuses a table without any value."
+    v = table.to_numpy(float)
+    if not np.isfinite(v).any():
+        raise DataError("values of a heat map", "NaN", "at least one number", "no set of the search traded: widen its bounds")
+    i, j = at or (int(k) for k in np.unravel_index(int(np.nanargmax(v)), v.shape))
+    if not (0 <= i < v.shape[0] and 0 <= j < v.shape[1]): raise DataError("cell of a heat map", at, f"row below {len(v)}, column below {v.shape[1]}")
+    around = [v[a, b] for a in range(max(0, i - 1), min(i + 2, len(v))) for b in range(max(0, j - 1), min(j + 2, v.shape[1])) if (a, b) != (i, j)]
+    near = np.array([x for x in around if np.isfinite(x)])
+    return Peak(i, j, float(v[i, j]), len(near), float(np.median(near)) if len(near) else np.nan, int((near > 0).sum()))
+
+# %% ../../nbs/research/00_plots.ipynb #bf93ec53
+DIVERGING = [[0.0, "#b3261e"], [0.25, "#e58b84"], [0.5, "#d9d9d9"], [0.75, "#7fa9ea"], [1.0, "#1f4fa8"]]
+
+def _names(values: Any) -> list[str]: return [f"{v:g}" if isinstance(v, (int, float)) else str(v) for v in values]
+
+def heat_figure(
+    table: pd.DataFrame,  # as `heat_table` gives it
+    title: str,
+    unit: str = "bps",  # of the values
+    limit: float | None = None,  # value of the strongest colour; None = the largest shown. Two maps to be compared need one limit
+    digits: int = 1,  # shown in the cells
+    mark: tuple[int, int] | None = None,  # row and column to frame; None = the best cell of this table
+    height: int = 380,  # pixels
+) -> go.Figure:
+    "A map of a search with colours round zero, its best cell framed and judged by its neighbours."
+    from plotly import graph_objects as go
+    cell, v = peak(table, mark), table.to_numpy(float)
+    top = float(np.nanmax(np.abs(v))) if limit is None else limit
+    if not (np.isfinite(top) and top >= 0): raise DataError("limit of a heat map", limit, "a finite number, 0 or more")
+    text = [[f"{x:+.{digits}f}" if np.isfinite(x) else "" for x in row] for row in v]
+    hover = f"{table.columns.name} %{{x}}<br>{table.index.name} %{{y}}<br>%{{z}} {unit}<extra></extra>"
+    fig = go.Figure(go.Heatmap(z=v, x=_names(table.columns), y=_names(table.index), zmin=-(top or 1.0), zmax=top or 1.0, colorscale=DIVERGING,
+                               text=text, texttemplate="%{text}", xgap=1, ygap=1, hovertemplate=hover,
+                               colorbar={"title": {"text": unit}, "thickness": 12}))
+    frame_cells(fig, cell, v.shape)
+    said = f"{'framed' if mark else 'best'}: {f'{cell.value:+.{digits}f} {unit}' if np.isfinite(cell.value) else 'no value'}"
+    if cell.neighbours: said += f"; of its {cell.neighbours} neighbours {cell.positive} above zero, median {cell.median:+.{digits}f}"
+    styled(fig, f"{title}<br><sup>{said}</sup>", height).update_layout(hovermode="closest", margin={"t": 70})
+    fig.update_xaxes(type="category", title_text=str(table.columns.name or ""), showgrid=False)
+    return fig.update_yaxes(type="category", title_text=str(table.index.name or ""), showgrid=False)
+
+def frame_cells(fig: go.Figure, cell: Peak, shape: tuple[int, int]) -> None:
+    "Frame a cell, dot the square of its neighbours."
+    i, j = cell.row, cell.column
+    for reach, dash, width in ((0, "solid", 3), (1, "dot", 2)):
+        fig.add_shape(type="rect", x0=max(j - reach, 0) - 0.5, x1=min(j + reach, shape[1] - 1) + 0.5, y0=max(i - reach, 0) - 0.5,
+                      y1=min(i + reach, shape[0] - 1) + 0.5, line={"color": ORANGE, "dash": dash, "width": width})
+
+# %% ../../nbs/research/00_plots.ipynb #e69df2f5
+COLORS = (BLUE, ORANGE, GREEN, RED, GREY)
+
+def interval_figure(
+    frame: pd.DataFrame,  # columns name, x, value, low, high; a series for each name, NaN where not known
+    title: str,
+    x_title: str,
+    y_title: str,
+    zero: float = 0.0,  # where "nothing" is
+    height: int = 380,  # pixels
+) -> go.Figure:
+    "Estimates with their intervals, series beside series."
+    from plotly import graph_objects as go
+    for name in ("name", "x", "value", "low", "high"):
+        if name not in frame.columns: raise DataError("column of the estimates", name, ", ".join(map(str, frame.columns)))
+    if not len(frame): raise DataError("estimates", 0, "at least one")
+    fig = go.Figure()
+    for color, (series, part) in zip(COLORS * (1 + len(frame) // len(COLORS)), frame.groupby("name", sort=False), strict=False):
+        bar = {"type": "data", "symmetric": False, "array": part["high"] - part["value"], "arrayminus": part["value"] - part["low"], "thickness": 1.5}
+        fig.add_trace(go.Scatter(x=_names(part["x"]), y=part["value"], name=str(series), mode="lines+markers", error_y=bar,
+                                 line={"color": color, "width": 1}, marker={"color": color, "size": 7}))
+    fig.add_hline(y=zero, line={"color": GREY, "dash": "dash", "width": 1})
+    styled(fig, title, height).update_layout(scattermode="group", legend={"y": -0.22})
+    fig.update_xaxes(type="category", title_text=x_title)
+    return fig.update_yaxes(title_text=y_title)
+
+# %% ../../nbs/research/00_plots.ipynb #e23c4e05
+def in_out_figure(
+    inside: npt.ArrayLike,  # result of each set in sample
+    outside: npt.ArrayLike,  # result of the same sets out of sample
+    title: str,
+    unit: str = "bps",  # of both
+    chosen: int | None = None,  # position of the chosen set; None = the best in sample
+    height: int = 380,  # pixels
+) -> go.Figure:
+    "In-sample against out-of-sample results, with the chosen set marked."
+    from plotly import graph_objects as go
+    x, y = np.asarray(inside, float), np.asarray(outside, float)
+    if x.ndim != 1 or x.shape != y.shape or not len(x):
+        raise DataError("results in and out of sample", (x.shape, y.shape), "two rows of equal length")
+    both = np.isfinite(x) & np.isfinite(y)
+    if not both.any(): raise DataError("results in and out of sample", "NaN", "a set with a result in both", "use longer samples or wider bounds")
+    best = int(np.argmax(np.where(both, x, -np.inf))) if chosen is None else chosen
+    if not (0 <= best < len(x) and both[best]): raise DataError("chosen set", best, "one with a result in both samples")
+    x, y = x.round(3), y.round(3)
+    fig = go.Figure(go.Scatter(x=x[both], y=y[both], mode="markers", name=f"{int(both.sum())} sets",
+                               marker={"color": BLUE, "size": 5, "opacity": 0.5}))
+    fig.add_trace(go.Scatter(x=x[[best]], y=y[[best]], mode="markers", name=f"chosen: {x[best]:+.1f} in, {y[best]:+.1f} out",
+                             marker={"color": ORANGE, "size": 13, "symbol": "star"}))
+    zero = {"color": GREY, "dash": "dash", "width": 1}
+    fig.add_hline(y=0, line=zero).add_vline(x=0, line=zero)
+    styled(fig, title, height).update_layout(hovermode="closest", legend={"y": -0.22})
+    fig.update_xaxes(title_text=f"in sample, {unit}")
+    return fig.update_yaxes(title_text=f"out of sample, {unit}")
