@@ -33,7 +33,7 @@ FIGURES = {"sessions": "sessions", "trades": "trades", "trials": "trials counted
 COLUMNS = ("kind", "edge_bps", "seed", "passed", *FIGURES)
 # what is measured: kind, planted drift in basis points, searches, first seed
 PLAN: tuple[tuple[Kind, float, int, int], ...] = (
-    ("walk", 0.0, 240, 1), ("market", 0.0, 200, 1001),
+    ("walk", 0.0, 200, 1), ("market", 0.0, 100, 1001),
     *(("market", e, 40, 2001 + 100 * i) for i, e in enumerate((8.0, 12.0, 16.0, 20.0, 24.0, 32.0))))
 
 

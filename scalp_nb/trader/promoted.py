@@ -7,8 +7,8 @@ __all__ = ['COST', 'FEES', 'SPREAD', 'BREAK_EVEN', 'NEEDED', 'ACHIEVED', 'MEAN_T
            'HARMLESS', 'OUT_OF_SAMPLE', 'PromotionError', 'GateConfig', 'possible', 'laxer', 'Check', 'checked',
            'Verdict', 'judge', 'economics_text', 'table', 'CodeVersion', 'Promoted', 'canonical', 'seal',
            'strategy_stamp', 'code_version', 'promoted_of', 'verdict_of', 'load_promoted', 'run_values', 'flat',
-           'with_promoted', 'Concern', 'concerns', 'require_promoted', 'refuse_change', 'Promotion', 'promotion_of',
-           'record', 'record_text', 'promotion_lines']
+           'with_promoted', 'with_file', 'Concern', 'concerns', 'require_promoted', 'refuse_change', 'Promotion',
+           'promotion_of', 'record', 'record_text', 'promotion_lines']
 
 # %% ../../nbs/trader/09_promoted.ipynb #44c4e65f
 import hashlib
@@ -169,7 +169,8 @@ def table(
     lines = [(c.name, _number(c.value), f"{c.rule} {_number(c.threshold)}" if c.rule else "", _mark(c)) for c in verdict.checks]
     wide = [max((len(r[k]) for r in lines), default=0) for k in range(3)]
     body = [f"{a:<{wide[0]}}  {b:>{wide[1]}}  {c:<{wide[2]}}  {d}".rstrip() for a, b, c, d in lines]
-    return "\n".join([f"Gate: {'PASSED' if verdict.passed else 'NOT PASSED'}", *body, *(f"- {r}" for r in verdict.reasons)])
+    return "\n".join([f"Gate: {'PASSED' if verdict.passed else 'NOT PASSED'}", *body, *(f"- {r}" for r in verdict.reasons),
+                      f"Economics: {economics_text(verdict)}."])
 
 # %% ../../nbs/trader/09_promoted.ipynb #d3bb61ea
 Scalar = str | int | float | bool | None
@@ -366,6 +367,13 @@ def with_promoted(
     if problems: raise InvalidConfig(problems)
     return load_config(type(cfg), None, merged)
 
+def with_file(
+    cfg: C,  # as given by file and parameters
+    path: str | Path | None,  # the run's promoted file, None = none
+) -> C:
+    "The same from the file; a failed or outdated set is applied as well: who may trade it is decided elsewhere."
+    return cfg if path is None else with_promoted(cfg, load_promoted(path, allow_failed=True, allow_changed=True))
+
 # %% ../../nbs/trader/09_promoted.ipynb #4e9d3fe4
 @dataclass(frozen=True, slots=True)
 class Concern:
@@ -450,7 +458,10 @@ def promotion_of(
     "The set a run is made with, and what speaks against it."
     if path is None: return None
     held = load_promoted(path, allow_failed=True, allow_changed=True)
-    return Promotion(Path(path), held, concerns(held, cfg, day))
+    got = concerns(held, cfg, day)
+    other = [c.text for c in got if c.code == "not_applied"]
+    if other: raise PromotionError(f"run with the promoted set {Path(path).name}", "; ".join(other), "its values", "use `with_file` on the configuration")
+    return Promotion(Path(path), held, got)
 
 def record(
     p: Promotion | None,

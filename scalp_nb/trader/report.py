@@ -23,6 +23,7 @@ from ..feed.errors import DataError, ScalpError
 from ..order.fees import break_even_win_rate
 from .config import read_yaml
 from .journal import Record, Verdict
+from .promoted import record_text
 from .store import Store
 
 if TYPE_CHECKING: import pandas as pd
@@ -471,7 +472,9 @@ def assumptions(
         "currency": CURRENCY.get(terms, "unknown"), "data": str(cfg["data"]["recording"]), "data_day": run.begin["day"],
         "data_hash": prov.get("data_hash"),
         "rows_hash": run.begin.get("content"), "pressure": run.begin.get("fallback") or f"{cfg['strategy']['pressure']}, as configured",
-        "parameter_hash": prov.get("config_hash"), "parameter_sets_tried": "unknown, not from a sweep", "code": _code(prov)}
+        "parameter_hash": prov.get("config_hash"), "code": _code(prov),
+        "promoted_set": record_text(run.begin.get("promoted")),
+        "parameter_sets_tried": (run.begin.get("promoted") or {}).get("trials", "unknown, not from a sweep")}
 
 def _code(prov: Mapping[str, Any]) -> str:
     commit, dirty = prov.get("git_commit"), " with changes" if prov.get("git_dirty") else ""

@@ -46,6 +46,7 @@ from .core import SETTABLE, Trader, TraderError, equity, exposure, snapshot
 from .events import Cancel, Command, Control, Event, Evidence, Halt, Note, Reconciled, Submit
 from .lease import LeaseEnd, LeaseWatch, adopt, announce, kill_seen, read_kill
 from .logs import configure_logging, get_logger
+from .promoted import promotion_of, record, record_text, refuse_change, with_file
 from .runner import Runner
 from .setup import Market, RunConfig, load_market, paper_run, refuse_live, setup_for
 from .store import Store, crash_hook_from_env
@@ -188,6 +189,8 @@ def begin(run: Run) -> None:
     cfg = run.cfg
     refuse_live(cfg)
     run.market = load_market(cfg)
+    promoted = record(promotion_of(cfg.promoted, cfg, run.market.day))
+    if promoted: print(f"scalp session: promoted set {record_text(promoted)}", file=sys.stderr)
     where = cfg.store.url or run.dir / "store.db"
     run.store = Store.open(where, cfg.run.account, run=run.dir.name, hook=crash_hook_from_env(), lock_dir=run.dir.parent)
     recovered = run.store.get_state("trader")
@@ -197,7 +200,7 @@ def begin(run: Run) -> None:
         "content": run.market.content, "rows": len(run.market.rows), "symbols": list(run.market.universe.symbols), "fallback": note,
         "capabilities": asdict(run.market.capabilities), "currency": run.market.universe[0].currency,
         "session": {k: getattr(setup.sessions[0], k) for k in ("open_ts", "close_ts", "continuous_close_ts")},
-        "resumed": recovered is not None, "pid": os.getpid()})
+        "resumed": recovered is not None, "pid": os.getpid(), "promoted": promoted})
     run.runner = paper_run(cfg, run.market, StoreLedger(run.store, lambda kind, data: tell(run, kind, data)), run.dir / "venue.jsonl")
     run.start_row = resume_row(run.market.rows, recovered, venue_clock(run.runner.broker))
     if run.start_row: preload(run.runner.trader, run.market.rows[:run.start_row])
@@ -226,7 +229,9 @@ def write_log(run: Run) -> None:
 def request(run: Run, action: str, who: str, **args: Any) -> None:
     "Put a control event to the trader; a refused request is journalled with its reason, never raised into the loop."
     event = Control(run.runner.trader.now, action, who, args)
-    try: run.runner.send(event)
+    try:
+        refuse_change(action, args, run.cfg.live.enabled)
+        run.runner.send(event)
     except (ConfigError, TraderError) as e:
         run.store.append("run:refused", event.ts, {"action": action, "who": who, "reason": str(e)}, cursor=run.runner.trader.cursor)
 
@@ -390,7 +395,8 @@ def configured(
     pairs = [x.partition("=") for x in sets]
     for name, eq, _ in pairs:
         if not name or not eq: raise ConfigError("--set", name, "NAME=VALUE", "write --set risk.max_trades_per_day=3")
-    return load_config(RunConfig, config, {name: yaml.safe_load(value) for name, _, value in pairs})
+    cfg = load_config(RunConfig, config, {name: yaml.safe_load(value) for name, _, value in pairs})
+    return with_file(cfg, cfg.promoted)
 
 # %% ../../nbs/trader/13_session.ipynb #22f2ae34
 def main(

@@ -9,7 +9,7 @@ __all__ = ['MINUTE', 'VenueSection', 'RunConfig', 'imitated', 'paper_config', 'r
 # %% ../../nbs/trader/12_setup.ipynb #02b9a46b
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, time
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
@@ -30,8 +30,9 @@ from ..order.rules import rules_for
 from ..risk.limits import RiskLimits
 from ..risk.sizing import SizingConfig
 from ..strategy.pressure import PressureParams, Window, resolve
-from .config import DataSection, LiveMoney, RunSection, Section, SessionSection, StoreSection, require_live, span_ns
+from .config import DataSection, LiveMoney, Loose, RunSection, Section, SessionSection, StoreSection, require_live, span_ns
 from .core import Setup, Trader
+from .promoted import require_promoted
 from .runner import Ledger, Runner
 
 # %% ../../nbs/trader/12_setup.ipynb #28dea3fd
@@ -56,6 +57,7 @@ class RunConfig(Section):
     session: SessionSection = SessionSection()
     store: StoreSection = StoreSection()
     restricted: tuple[str, ...] = ()                     # symbols never traded
+    promoted: Loose | None = None                        # file of a promoted parameter set, where strategy and exits come from
 
     @field_validator("paper")
     @classmethod
@@ -85,6 +87,7 @@ def refuse_live(
 ) -> None:  # raises ConfigError when real money is asked for
     "Refuse real money where the configured venue is paper."
     if require_live(cfg.live, cfg.run.account):
+        require_promoted(cfg.promoted, cfg, datetime.now(UTC).date())  # every live venue passes here, before any connection
         raise ConfigError("live.enabled", True, "false with venue.broker: paper", "remove the live section, or choose a live venue")
 
 # %% ../../nbs/trader/12_setup.ipynb #24fc11b0
