@@ -164,7 +164,8 @@ def _near(s: Search, chosen: int) -> Index:
 def _economics(frame: "pd.DataFrame", t: Trades, p: "pd.DataFrame", model: FillModel) -> Economics | None:
     "Costs and break-even beside what was achieved; None without a trade."
     if not len(t): return None
-    return economics_of(2 * model.cost_bps, float(frame["spread_bps"].mean()), float(p["stop_pct"].iloc[0]), float(p["target_pct"].iloc[0]), t.net)
+    return economics_of(2 * model.cost_bps, float(frame["spread_bps"].mean()), float(p["stop_pct"].iloc[0]), float(p["target_pct"].iloc[0]), t.net,
+                        f"{model.cost_bps:g} bps a side assumed")
 
 # %% ../../nbs/research/23_evidence.ipynb #23894346
 def set_parameters(

@@ -460,7 +460,7 @@ def promotion_of(
     held = load_promoted(path, allow_failed=True, allow_changed=True)
     got = concerns(held, cfg, day)
     other = [c.text for c in got if c.code == "not_applied"]
-    if other: raise PromotionError(f"run with the promoted set {Path(path).name}", "; ".join(other), "its values", "use `with_file` on the configuration")
+    if other: raise PromotionError(f"run with the promoted set {Path(path).name}", "; ".join(other), "its values", "apply the file with `with_file`")
     return Promotion(Path(path), held, got)
 
 def record(
