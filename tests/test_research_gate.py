@@ -203,13 +203,15 @@ def test_interval_covers_as_often_as_it_says() -> None:
 
 
 EVERY = {
-    "moments": lambda x: moments(x[:, 0]), "interval": lambda x: bootstrap_interval(x[:, 0], reps=100), "pbo": lambda x: overfitting_probability(x, 4),
-    "deflated": lambda x: deflated_sharpe(x[:, 0], [0.1, 0.2], 9), "spa": lambda x: superior_ability(x, 0, reps=100),
+    "moments": lambda x: moments(x[:, 0]), "interval": lambda x: bootstrap_interval(x[:, 0], reps=100),
+    "pbo": lambda x: overfitting_probability(x, 4), "deflated": lambda x: deflated_sharpe(x[:, 0], [0.1, 0.2], 9),
+    "spa": lambda x: superior_ability(x, 0, reps=100),
     "stability": lambda x: stability(x, 0, np.array([1])), "walk-forward": lambda x: out_of_sample(x, walk_forward(days(len(x)), 2, 1)),
     "purged": lambda x: purged_folds(days(len(x)), 3), "gate": lambda x: gate(plain_evidence(x))}
 CHECKS = {"sample": lambda x: sample_checks(x[:, 0], 5, CFG), "overfitting": lambda x: overfitting_checks(x, CFG)}
 RNG = np.random.default_rng(4)
-FEW = [*(RNG.normal(0, 1e-3, (n, 2)) for n in (0, 1, 2, 3, 5, 12)), np.zeros((12, 2)), np.full((12, 2), 1e-3), np.where(np.eye(12, 2) > 0, np.nan, 1e-3)]
+FEW = [*(RNG.normal(0, 1e-3, (n, 2)) for n in (0, 1, 2, 3, 5, 12)), np.zeros((12, 2)), np.full((12, 2), 1e-3),
+       np.where(np.eye(12, 2) > 0, np.nan, 1e-3)]
 
 
 def plain_evidence(x: Floats) -> Evidence:
