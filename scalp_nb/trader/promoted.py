@@ -362,7 +362,8 @@ def with_promoted(
            for name, v in wanted.items() if name in given and given[name] != v]
     if bad: raise InvalidConfig(bad)
     tree = cfg.model_dump(mode="json")
-    if tree["strategy"]["name"] != held.strategy: tree["strategy"] = {}
+    if tree["strategy"]["name"] != held.strategy:  # the default's values are no one's wish
+        tree["strategy"] = cfg.model_dump(mode="json", exclude_unset=True, include={"strategy"}).get("strategy", {})
     merged, problems = merge(tree, wanted)
     if problems: raise InvalidConfig(problems)
     return load_config(type(cfg), None, merged)
@@ -394,12 +395,13 @@ def _differences(held: Promoted, cfg: BaseModel) -> Iterator[Concern]:
     "Values of the run that are not the promoted ones, and values the file does not name that differ from their defaults."
     wanted = run_values(held, cfg)
     now = dict(flat(cfg.model_dump(mode="json", include={"strategy", "exits"})))
-    std = dict(flat({s: type(_part(cfg, s))().model_dump(mode="json") for s in ("strategy", "exits")}))
+    std = dict(flat({s: type(_part(cfg, s)).model_construct().model_dump(mode="json") for s in ("strategy", "exits")}))
     for name, v in wanted.items():
         if now.get(name) != v: yield Concern("not_applied", f"{name} is {now.get(name)!r}, promoted was {v!r}")
     for name in sorted(set(now) - set(wanted) - _SHOW):
         if name in std and now[name] != std[name]: yield Concern("unlisted", f"{name} is {now[name]!r}, not in the file, by default {std[name]!r}")
         elif name not in std and now[name] is not None: yield Concern("unlisted", f"{name} is {now[name]!r}, not in the file")
+    if getattr(cfg, "volatility", None) is not None: yield Concern("unlisted", "exits and size are scaled by volatility, which was not proved")
 
 # %% ../../nbs/trader/09_promoted.ipynb #217cec40
 def concerns(
