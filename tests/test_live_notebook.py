@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from markets import synthetic
 from test_live_engine import command
+from test_promoted import judged, write_promoted
 
 from scalp_nb.feed.recorder import write_parquet
 from scalp_nb.trader.client import SessionClient
@@ -103,7 +105,9 @@ def test_exactly_one_parameters_cell_and_papermill_reads_it() -> None:
 
 
 def test_a_run_folder_is_complete(tape: Path, tmp_path: Path) -> None:
-    rc, out = finish(papermill(tmp_path, {"recording": str(tape), **BUSY}))
+    "Also with a promoted set that did not pass: on paper it runs, and the notebook says so."
+    failed = write_promoted(tmp_path / "set.yaml", judged(None), date(2026, 11, 18), {"lower": 0.69, "target_pct": 0.01})
+    rc, out = finish(papermill(tmp_path, {"recording": str(tape), "promoted": str(tmp_path / "set.yaml"), **BUSY}))
     run_dir = tmp_path / "run"
     assert rc == 0, out[-3000:]
     assert {"live_trading.ipynb", "store.db", "config.yaml", "results.json", "session.log", "venue.jsonl"} <= {p.name for p in run_dir.iterdir()}
@@ -117,6 +121,8 @@ def test_a_run_folder_is_complete(tape: Path, tmp_path: Path) -> None:
     figures = [o for c in nb.cells for o in c.get("outputs", []) if "application/vnd.plotly.v1+json" in o.get("data", {})]
     assert len(figures) == 4 and max(len(json.dumps(f)) for f in figures) < 150_000
     shown = outputs(run_dir / "live_trading.ipynb")
+    assert results["assumptions"]["parameter_sets_tried"] == 45 and failed.sha256[:12] in results["assumptions"]["promoted_set"]
+    assert all(word in shown for word in ("WARNING: failed", "WARNING: unlisted", "NOT PASSED", "random entries as good, p", "break-even win rate"))
     assert all(word in shown for word in ("data hash", "parameter hash", "break-even", "rules, fees, calendar", "real money"))
 
 

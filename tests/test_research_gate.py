@@ -5,18 +5,20 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
+from gatebooks import COMMAND, CONFIG, Kind, book_line, planned, stored
 from gatetapes import PARAMS, Tape, days, matrix, matrix_verdict, passed, tape_evidence, tape_verdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from scalp_nb.research.splits import combinatorial, purged_folds, walk_forward
+from scalp_nb.research.splits import combinatorial, out_of_sample, purged_folds, walk_forward
 from scalp_nb.research.stats import (
     Floats,
     StatsError,
@@ -24,11 +26,26 @@ from scalp_nb.research.stats import (
     bootstrap_interval,
     deflated_sharpe,
     long_run_std,
+    moments,
     overfitting_probability,
     sharpes,
     superior_ability,
 )
-from scalp_nb.research.validate import GateConfig, PromotionError, gate, load_promoted, make_trades, promote, random_entry, touch_of
+from scalp_nb.research.trials import ResearchError
+from scalp_nb.research.validate import (
+    Evidence,
+    GateConfig,
+    PromotionError,
+    gate,
+    load_promoted,
+    make_trades,
+    overfitting_checks,
+    promote,
+    random_entry,
+    sample_checks,
+    stability,
+    touch_of,
+)
 
 CFG = GateConfig(reps=300)
 ROOT = Path(__file__).resolve().parents[1]
@@ -185,6 +202,76 @@ def test_interval_covers_as_often_as_it_says() -> None:
     assert covered(1) <= covered(8) - 10
 
 
+EVERY = {
+    "moments": lambda x: moments(x[:, 0]), "interval": lambda x: bootstrap_interval(x[:, 0], reps=100),
+    "pbo": lambda x: overfitting_probability(x, 4), "deflated": lambda x: deflated_sharpe(x[:, 0], [0.1, 0.2], 9),
+    "spa": lambda x: superior_ability(x, 0, reps=100),
+    "stability": lambda x: stability(x, 0, np.array([1])), "walk-forward": lambda x: out_of_sample(x, walk_forward(days(len(x)), 2, 1)),
+    "purged": lambda x: purged_folds(days(len(x)), 3), "gate": lambda x: gate(plain_evidence(x))}
+CHECKS = {"sample": lambda x: sample_checks(x[:, 0], 5, CFG), "overfitting": lambda x: overfitting_checks(x, CFG)}
+RNG = np.random.default_rng(4)
+FEW = [*(RNG.normal(0, 1e-3, (n, 2)) for n in (0, 1, 2, 3, 5, 12)), np.zeros((12, 2)), np.full((12, 2), 1e-3),
+       np.where(np.eye(12, 2) > 0, np.nan, 1e-3)]
+
+
+def plain_evidence(x: Floats) -> Evidence:
+    return Evidence(days(len(x)), x, 0, 2, make_trades(np.arange(len(x)), 0, 1, 1, x[:, 0], 0.0), np.array([1]))
+
+
+def numbers(thing: object) -> list[float]:
+    "Every number in a result."
+    if isinstance(thing, float | np.floating): return [float(thing)]
+    if isinstance(thing, np.ndarray): return [float(v) for v in thing.ravel()]
+    if hasattr(thing, "__dataclass_fields__"): return [v for f in thing.__dataclass_fields__ for v in numbers(getattr(thing, f))]
+    return [v for t in thing for v in numbers(t)] if isinstance(thing, list | tuple) else []
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_too_little_is_refused_never_nan(name: str) -> None:
+    "0 to 12 sessions, sessions that never move, holes: a finite answer or a refusal of the research family."
+    refused = 0
+    for x in FEW:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")   # a division by zero on the way counts
+            try: assert np.isfinite(numbers(EVERY[name](x))).all()
+            except ResearchError: refused += 1
+    assert refused >= 2
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_what_cannot_be_computed_does_not_pass(name: str) -> None:
+    "A check without its figure says why, and fails where it is asked for."
+    for x in FEW:
+        for c in CHECKS[name](x): assert c.value is None and c.note and not c.passed or c.value is not None and np.isfinite(c.value)
+
+
+# ---- the stored measurement -----------------------------------------------------------------------------------------------------------
+
+STORED = ROOT / "nbs" / "research" / "gate_power.csv"
+
+
+def test_the_stored_measurement_says_what_the_gate_promises() -> None:
+    "Searches without an edge pass at most as often as stated, and power grows with the edge; nothing of the plan is missing."
+    rows = stored(STORED)
+    assert {(r["kind"], float(r["edge_bps"]), int(r["seed"])) for r in rows} == set(planned())
+    assert STORED.read_text().startswith(f"# {COMMAND}\n")
+    def rate(kind: str, edge: float) -> tuple[int, int]:
+        got = [int(r["passed"]) for r in rows if (r["kind"], float(r["edge_bps"])) == (kind, edge)]
+        return sum(got), len(got)
+    walk, book = rate("walk", 0.0), rate("market", 0.0)
+    assert walk[1] + book[1] >= 200 and not_more_often(*walk, CONFIG.alpha) and not_more_often(*book, CONFIG.alpha)
+    power = [rate("market", e)[0] for e in (8.0, 16.0, 24.0, 32.0)]
+    assert power == sorted(power) and power[0] == 0 and power[-1] >= 36
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "edge", "passed"), [("walk", 0.0, "1"), ("market", 20.0, "0"), ("market", 20.0, "1")])
+def test_stored_searches_measure_the_same_again(kind: Kind, edge: float, passed: str) -> None:
+    "The first such line of the file once more: the same in every character. If it differs, a rule of market, sweep or gate changed: measure again."
+    line = next(r for r in stored(STORED) if (r["kind"], float(r["edge_bps"]), r["passed"]) == (kind, edge, passed))
+    assert book_line(kind, edge, int(line["seed"])) == line
+
+
 # ---- splits -----------------------------------------------------------------------------------------------------------------------------
 
 @settings(max_examples=150, deadline=None)
@@ -264,8 +351,8 @@ def test_any_change_of_a_byte_is_refused_or_changes_nothing(tmp_path: Path) -> N
 
 def in_copy(copy: Path, path: Path) -> subprocess.CompletedProcess[str]:
     "Load a promoted file with the package in `copy`, with the research libraries out of reach."
-    code = ("import sys\nfor m in ('scipy', 'arch', 'statsmodels', 'vectorbt'): sys.modules[m] = None\n"
-            "from scalp_nb.research.validate import load_promoted\n"
+    code = ("import sys\nfor m in ('scipy', 'arch', 'statsmodels', 'vectorbt', 'scalp_nb.research'): sys.modules[m] = None\n"
+            "from scalp_nb.trader.promoted import load_promoted\n"
             f"print(load_promoted({str(path)!r}).passed)")
     return subprocess.run([sys.executable, "-c", code], cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)}, capture_output=True, text=True)
 

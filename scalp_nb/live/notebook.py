@@ -33,6 +33,8 @@ from ..trader.client import SessionClient, sessions
 from ..trader.config import InvalidConfig, Problem, Section, load_config, provenance, shown
 from ..trader.core import Setup
 from ..trader.lease import SessionError, spawn_session
+from ..trader.promoted import Check as Figure
+from ..trader.promoted import Promotion, promotion_lines, promotion_of, record, record_text, with_file
 from ..trader.replay import account_of
 from ..trader.report import RunData, assumptions, load_run, px_text, status
 from ..trader.session import EXITS
@@ -46,10 +48,10 @@ if TYPE_CHECKING:
 __all__ = ['SECTIONS', 'SHIPPED', 'LEAST_BYTES', 'POLL_S', 'LiveParameters', 'assigned', 'injected', 'refuse_unknown',
            'strict_parameters', 'folders', 'found_path', 'top_folder', 'chosen_run_dir', 'Plan', 'data_of', 'overrides',
            'plan_run', 'changes', 'echo', 'Check', 'PreflightFailed', 'attempt', 'Preflight', 'preflight',
-           'quality_line', 'Outcome', 'SessionFailed', 'tail', 'status_line', 'StatusLine', 'write_config',
-           'stop_handlers', 'picture', 'hold', 'outcome_table', 'report_of', 'require_ok', 'resolved', 'rule_figure',
-           'summary', 'share_text', 'clipped', 'local_times', 'trips_table', 'orders_table', 'assumed_table', 'neat',
-           'plain', 'quality_table']
+           'quality_line', 'promotion_for', 'promotion_table', 'gate_table', 'Outcome', 'SessionFailed', 'tail',
+           'status_line', 'StatusLine', 'write_config', 'stop_handlers', 'picture', 'hold', 'outcome_table',
+           'report_of', 'require_ok', 'resolved', 'rule_figure', 'summary', 'share_text', 'clipped', 'local_times',
+           'trips_table', 'orders_table', 'assumed_table', 'neat', 'plain', 'quality_table']
 
 # %% ../../nbs/live/01_notebook.ipynb #0ce5f557
 class LiveParameters(Section):
@@ -58,6 +60,7 @@ class LiveParameters(Section):
     config: str = ""                      # YAML file of a RunConfig
     recording: str = ""                   # recorded depth; `realdata:path` looks in the folder of real recordings
     universe: str = ""                    # universe file
+    promoted: str = ""                    # file of a promoted parameter set: strategy and exits come from it
     symbols: list[str] = []               # subset
     speed: float | None = None            # 1.0 = real time; None = as the configuration has it
     strategy: dict[str, Any] = {}         # these replace single values of the configuration's sections
@@ -160,6 +163,7 @@ def overrides(p: LiveParameters, here: Path, base: RunConfig) -> dict[str, Any]:
     recording, universe = data_of(p, base)
     out: dict[str, Any] = {s: dict(getattr(p, s)) for s in SECTIONS if getattr(p, s)}
     out["data.recording"], out["data.universe"] = str(found_path(recording, here)), str(found_path(universe, here)) if universe else None
+    if p.promoted or base.promoted: out["promoted"] = str(found_path(p.promoted or str(base.promoted), here))
     if p.symbols: out["data.symbols"] = list(p.symbols)
     if p.speed is not None: out["data.speed"] = p.speed
     if p.live_money: out["live.enabled"] = True
@@ -176,7 +180,7 @@ def plan_run(
     path = found_path(p.config, at) if p.config else None
     base = load_config(RunConfig, at / path) if path else RunConfig()
     cfg = load_config(RunConfig, at / path if path else None, overrides(p, at, base))
-    return Plan(cfg, chosen_run_dir(p, at, datetime.now(UTC)), f"{path} and the parameters" if path else "the parameters")
+    return Plan(with_file(cfg, cfg.promoted), chosen_run_dir(p, at, datetime.now(UTC)), f"{path} and the parameters" if path else "the parameters")
 
 # %% ../../nbs/live/01_notebook.ipynb #14f4a499
 def changes(cfg: RunConfig) -> dict[str, str]:
@@ -286,10 +290,11 @@ def preflight(
     first = attempt("recording", recording)
     rest = [attempt("run folder", lambda: _folder(plan)), attempt("disk space", lambda: _disk(plan.run_dir)),
             attempt("clock", lambda: _clock(plan.cfg.data.speed)), attempt("account", lambda: _account(plan.cfg, plan.run_dir)),
-            attempt("real money", lambda: _live(plan.cfg))]
+            attempt("real money", lambda: _live(plan.cfg))]  # refuses a set that real money may not be traded with
     if not seen: return Preflight((first, *rest), None, None)
     q = quality(seen[0].rows, seen[0].universe)
-    data = [attempt("quality", lambda: quality_line(q)), attempt("rules, fees, calendar", lambda: _dated(plan.cfg, seen[0])),
+    data = [attempt("promoted set", lambda: record_text(record(promotion_of(plan.cfg.promoted, plan.cfg, seen[0].day)))),
+            attempt("quality", lambda: quality_line(q)), attempt("rules, fees, calendar", lambda: _dated(plan.cfg, seen[0])),
             attempt("capabilities", lambda: setup_for(plan.cfg, seen[0])[1] or "everything the strategy needs is there")]
     return Preflight((first, *data, *rest), seen[0], q)
 
@@ -306,6 +311,40 @@ def _dated(cfg: RunConfig, market: Market) -> str:
     hours = " to ".join(f"{datetime.fromtimestamp(t / 1e9, UTC):%H:%M}" for t in (ses.open_ts, ses.continuous_close_ts))
     lent = "" if used == market.day else f", lent to {market.day}"
     return f"{cfg.venue.terms} rules and fees of {used}{lent}; continuous trading {hours} UTC"
+
+# %% ../../nbs/live/01_notebook.ipynb #4f27a092
+def promotion_for(plan: Plan, market: Market) -> Promotion | None:
+    "The promoted set of a run, None without one."
+    return promotion_of(plan.cfg.promoted, plan.cfg, market.day)
+
+def _loud(column: pd.Series[str]) -> list[str]:
+    "Warnings in red."
+    warns = [str(k).startswith("WARNING") or v == "NOT PASSED" for k, v in column.items()]
+    return ["background-color: #b00020; color: white; font-weight: bold" if w else "" for w in warns]
+
+def promotion_table(
+    plan: Plan,
+    market: Market,  # the day it will trade
+) -> Styler:
+    "The promoted set for reading, warnings first."
+    import pandas as pd
+    p = promotion_for(plan, market)
+    lines = {"promoted set": record_text(None)} if p is None else promotion_lines(p)
+    return plain(pd.DataFrame({"value": lines})).apply(_loud, subset=["value"])
+
+def gate_table(
+    plan: Plan,
+    market: Market,  # the day it will trade
+) -> Styler | None:  # None without a promoted set
+    "Every figure of the gate beside what was asked of it."
+    import pandas as pd
+    p = promotion_for(plan, market)
+    if p is None: return None
+    def row(c: Figure) -> tuple[str, str, str, str]:
+        value = "not known" if c.value is None else f"{c.value:,.4g}"
+        return c.name, value, f"{c.rule} {c.threshold:g}" if c.rule else "", "FAILED" if c.passed is False else "passed" if c.passed else c.note
+    rows = [row(c) for c in p.held.verdict.checks]
+    return neat(pd.DataFrame(rows, columns=["figure", "value", "asked", ""]).set_index("figure"))
 
 # %% ../../nbs/live/01_notebook.ipynb #1f93a98d
 @dataclass(frozen=True, slots=True)

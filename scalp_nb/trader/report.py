@@ -23,6 +23,7 @@ from ..feed.errors import DataError, ScalpError
 from ..order.fees import break_even_win_rate
 from .config import read_yaml
 from .journal import Record, Verdict
+from .promoted import record_text
 from .store import Store
 
 if TYPE_CHECKING: import pandas as pd
@@ -499,7 +500,9 @@ def assumptions(
         "currency": CURRENCY.get(terms, "unknown"), "data": str(cfg["data"]["recording"]), "data_day": run.begin["day"],
         "data_hash": prov.get("data_hash"),
         "rows_hash": run.begin.get("content"), **_rule(run),
-        "parameter_hash": prov.get("config_hash"), "parameter_sets_tried": "unknown, not from a sweep", "code": _code(prov)}
+        "parameter_hash": prov.get("config_hash"), "code": _code(prov),
+        "promoted_set": record_text(run.begin.get("promoted")),
+        "parameter_sets_tried": (run.begin.get("promoted") or {}).get("trials", "unknown, not from a sweep")}
 
 def latency_text(
     paper: Mapping[str, Any],  # a run's paper section

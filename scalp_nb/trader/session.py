@@ -50,6 +50,7 @@ from .core import SETTABLE, Trader, TraderError, equity, exposure, snapshot
 from .events import BarRow, Cancel, Command, Control, Event, Evidence, Halt, Note, Submit
 from .lease import LeaseEnd, LeaseWatch, adopt, announce, kill_seen, read_kill
 from .logs import configure_logging, get_logger
+from .promoted import promotion_of, record, record_text, refuse_change, with_file
 from .runner import Runner, closing_ts, drained, last_look, played
 from .setup import Market, RunConfig, beginning, load_market, paper_run, refuse_live, setup_for
 from .store import BARS, Store, crash_hook_from_env
@@ -221,12 +222,15 @@ def begin(run: Run) -> None:
     run.market = replace(source, rows=recorded_rows(run.dir), content="") if live else source
     if isinstance(cfg.strategy, BarPlan) and cfg.strategy.bars_from == "venue":
         raise ConfigError("strategy.bars_from", "venue", "rows with venue.broker: paper", "the paper venue sends no bars")
+    promoted = record(promotion_of(cfg.promoted, cfg, run.market.day))
+    if promoted: print(f"scalp session: promoted set {record_text(promoted)}", file=sys.stderr)
     where = cfg.store.url or run.dir / "store.db"
     run.store = Store.open(where, cfg.run.account, run=run.dir.name, hook=crash_hook_from_env(), lock_dir=run.dir.parent)
     recovered = run.store.get_state("trader")
     setup, note = setup_for(cfg, run.market)
     run.store.append("run:begin", int(source.rows["recv"][0]), {
-        **beginning(cfg, run.market, setup, note, cfg.data.recording), "resumed": recovered is not None, "pid": os.getpid()})
+        **beginning(cfg, run.market, setup, note, cfg.data.recording), "resumed": recovered is not None, "pid": os.getpid(),
+        "promoted": promoted})
     run.runner = paper_run(cfg, run.market, StoreLedger(run.store, lambda kind, data: tell(run, kind, data)), run.dir / "venue.jsonl")
     seen = venue_time(run.runner.broker)
     run.start_row = len(run.market.rows) if live else resume_row(run.market.rows, recovered, seen)
@@ -272,7 +276,9 @@ def write_log(run: Run) -> None:
 def request(run: Run, action: str, who: str, **args: Any) -> None:
     "Put a control event to the trader; a refused request is journalled with its reason, never raised into the loop."
     event = Control(run.now, action, who, args)
-    try: run.runner.send(event)
+    try:
+        refuse_change(action, args, run.cfg.live.enabled)
+        run.runner.send(event)
     except (ConfigError, TraderError) as e:
         run.store.append("run:refused", event.ts, {"action": action, "who": who, "reason": str(e)}, cursor=run.runner.trader.cursor)
 
@@ -456,7 +462,8 @@ def configured(
     pairs = [x.partition("=") for x in sets]
     for name, eq, _ in pairs:
         if not name or not eq: raise ConfigError("--set", name, "NAME=VALUE", "write --set risk.max_trades_per_day=3")
-    return load_config(RunConfig, config, {name: yaml.safe_load(value) for name, _, value in pairs})
+    cfg = load_config(RunConfig, config, {name: yaml.safe_load(value) for name, _, value in pairs})
+    return with_file(cfg, cfg.promoted)
 
 # %% ../../nbs/trader/13_session.ipynb #22f2ae34
 def main(

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import date, datetime, time
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
@@ -37,8 +37,9 @@ from ..risk.sizing import SizingConfig
 from ..risk.volatility import VolatilityRisk
 from ..strategy.barplan import BarPlan, base_ns, history_bars, label, legs
 from ..strategy.pressure import PressureParams, Window, resolve
-from .config import DataSection, LiveMoney, RunSection, Section, SessionSection, StoreSection, provenance, require_live, span_ns
+from .config import DataSection, LiveMoney, Loose, RunSection, Section, SessionSection, StoreSection, provenance, require_live, span_ns
 from .core import Setup, Trader
+from .promoted import require_promoted
 from .runner import Ledger, Runner
 
 # %% ../../nbs/trader/12_setup.ipynb #28dea3fd
@@ -66,6 +67,7 @@ class RunConfig(Section):
     session: SessionSection = SessionSection()
     store: StoreSection = StoreSection()
     restricted: tuple[str, ...] = ()                     # symbols never traded
+    promoted: Loose | None = None                        # file of a promoted parameter set, where strategy and exits come from
 
     @classmethod
     def narrow(cls, tree: Mapping[str, Any]) -> "type[RunConfig]":
@@ -116,6 +118,7 @@ def refuse_live(
 ) -> None:  # raises ConfigError when real money is asked for
     "Refuse real money where the configured venue is paper."
     if require_live(cfg.live, cfg.run.account):
+        require_promoted(cfg.promoted, cfg, datetime.now(UTC).date())  # every live venue passes here, before any connection
         raise ConfigError("live.enabled", True, "false with venue.broker: paper", "remove the live section, or choose a live venue")
 
 # %% ../../nbs/trader/12_setup.ipynb #24fc11b0
