@@ -15,7 +15,7 @@ from .bars import BAR, Bars
 from .depth import Rows, empty_depth
 from .errors import DataError
 from .instrument import Capabilities, Universe
-from .live import Feed, LinkNews
+from .live import LinkNews
 
 # %% ../../nbs/feed/24_paced.ipynb #7e303c1c
 NAP_S = 0.002  # longest single sleep while nothing is due, seconds

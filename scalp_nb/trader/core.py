@@ -56,7 +56,8 @@ from ..strategy.ranking import Candidate, rank
 from ..strategy.scan import EXIT_STOP, EXIT_TARGET, EXITS, HEALTH, LONG_OK, LOSS, SHORT_OK, SILENCE, UNTIL, WATCH, WINDOW, Scanner
 from .bardesk import BarDesk, Offer, exits_with
 from scalp_nb.trader.events import (
-    AccountState, BarClosed, Cancel, Clock, Command, Control, Depth, Event, Evidence, Halt, Link, News, Note, Picture, Query, Reconciled, Started, Submit,
+    AccountState, BarClosed, Cancel, Clock, Command, Control, Depth, Event, Evidence, Halt, Link, News, Note, Picture, Query, Reconciled, Started,
+    Submit,
     rows_bars,
 )
 from .reconcile import explain, reconcile

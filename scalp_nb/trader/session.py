@@ -50,7 +50,7 @@ from .core import SETTABLE, Trader, TraderError, equity, exposure, snapshot
 from .events import BarRow, Cancel, Command, Control, Event, Evidence, Halt, Note, Submit
 from .lease import LeaseEnd, LeaseWatch, adopt, announce, kill_seen, read_kill
 from .logs import configure_logging, get_logger
-from .promoted import promotion_of, record, record_text, refuse_change, with_file
+from .promoted import record_text, refuse_change, with_file
 from .runner import Runner, closing_ts, drained, last_look, played
 from .setup import Market, RunConfig, beginning, load_market, paper_run, refuse_live, setup_for
 from .store import BARS, Store, crash_hook_from_env
@@ -222,25 +222,24 @@ def begin(run: Run) -> None:
     run.market = replace(source, rows=recorded_rows(run.dir), content="") if live else source
     if isinstance(cfg.strategy, BarPlan) and cfg.strategy.bars_from == "venue":
         raise ConfigError("strategy.bars_from", "venue", "rows with venue.broker: paper", "the paper venue sends no bars")
-    promoted = record(promotion_of(cfg.promoted, cfg, run.market.day))
-    if promoted: print(f"scalp session: promoted set {record_text(promoted)}", file=sys.stderr)
     where = cfg.store.url or run.dir / "store.db"
     run.store = Store.open(where, cfg.run.account, run=run.dir.name, hook=crash_hook_from_env(), lock_dir=run.dir.parent)
     recovered = run.store.get_state("trader")
     setup, note = setup_for(cfg, run.market)
-    run.store.append("run:begin", int(source.rows["recv"][0]), {
-        **beginning(cfg, run.market, setup, note, cfg.data.recording), "resumed": recovered is not None, "pid": os.getpid(),
-        "promoted": promoted})
+    first = beginning(cfg, run.market, setup, note, cfg.data.recording)
+    if first["promoted"]: print(f"scalp session: promoted set {record_text(first['promoted'])}", file=sys.stderr)
+    run.store.append("run:begin", int(source.rows["recv"][0]), {**first, "resumed": recovered is not None, "pid": os.getpid()})
     run.runner = paper_run(cfg, run.market, StoreLedger(run.store, lambda kind, data: tell(run, kind, data)), run.dir / "venue.jsonl")
     seen = venue_time(run.runner.broker)
     run.start_row = len(run.market.rows) if live else resume_row(run.market.rows, recovered, seen)
     if run.start_row: preload(run.runner.trader, run.market.rows[:run.start_row])
     run.store.commit(sync=True)
     if live: connect(run, source, max(seen, run.runner.trader.now))
-    first = run.now if live else int(run.market.rows["recv"][min(run.start_row, len(run.market.rows) - 1)])
-    run.runner.start(max(first, run.runner.trader.now), recovered)
+    at = run.now if live else int(run.market.rows["recv"][min(run.start_row, len(run.market.rows) - 1)])
+    run.runner.start(max(at, run.runner.trader.now), recovered)
     run.store.commit(sync=True)
 
+# %% ../../nbs/trader/13_session.ipynb #177f5edb
 def connect(
     run: Run,  # books and broker are open
     source: Market,  # the recording that plays the market
@@ -335,6 +334,7 @@ def trade(run: Run) -> None:
             run.store.commit(sync=False)
             last = time.monotonic()
 
+# %% ../../nbs/trader/13_session.ipynb #b1714439
 WAIT_S = 0.02   # longest wait for data: how late an answer of the broker may be heard, seconds on the wall
 
 def trade_live(run: Run) -> None:

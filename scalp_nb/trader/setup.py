@@ -39,7 +39,7 @@ from ..strategy.barplan import BarPlan, base_ns, history_bars, label, legs
 from ..strategy.pressure import PressureParams, Window, resolve
 from .config import DataSection, LiveMoney, Loose, RunSection, Section, SessionSection, StoreSection, provenance, require_live, span_ns
 from .core import Setup, Trader
-from .promoted import require_promoted
+from .promoted import promotion_of, record, require_promoted
 from .runner import Ledger, Runner
 
 # %% ../../nbs/trader/12_setup.ipynb #28dea3fd
@@ -50,6 +50,7 @@ class VenueSection(Section):
     plan: str | None = None                              # fee plan, where the broker has several
     feed: Literal["recording", "paced"] = "recording"    # paced: the recording as a live feed, by the clock (data.speed)
 
+# %% ../../nbs/trader/12_setup.ipynb #ff31a7ed
 class RunConfig(Section):
     "Everything a run is made of."
     run: RunSection = RunSection()
@@ -84,6 +85,7 @@ class RunConfig(Section):
             raise ValueError("; ".join(f"paper.{'.'.join(map(str, x['loc'])) or 'section'}: {x['msg']}" for x in e.errors())) from None
         return value
 
+# %% ../../nbs/trader/12_setup.ipynb #bb8f040b
 class PressureRunConfig(RunConfig):
     "A run of the pressure scalper."
     strategy: PressureParams = PressureParams()
@@ -294,6 +296,7 @@ def beginning(
     "What a run was begun with: the first record of its journal, and of the one a back-test keeps in memory."
     return {"config": json.loads(cfg.model_dump_json()), "provenance": provenance(cfg, recording), "day": market.day.isoformat(),
             "content": market.content, "rows": len(market.rows), "symbols": list(market.universe.symbols), "fallback": note,
+            "promoted": record(promotion_of(cfg.promoted, cfg, market.day)),
             "strategy": label(cfg.strategy) if isinstance(cfg.strategy, BarPlan) else "pressure",
             "capabilities": asdict(market.capabilities), "currency": market.universe[0].currency,
             "session": {k: getattr(setup.sessions[0], k) for k in ("open_ts", "close_ts", "continuous_close_ts")}}
