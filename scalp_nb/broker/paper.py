@@ -41,6 +41,7 @@ from .exchange import join_group, match_row, next_expiry, open_order, record_fil
 _Prob = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _Nanos = Annotated[int, Field(ge=0, le=60_000_000_000)]
 _Loose = Field(strict=False)  # names from YAML are accepted for enums, decimal text for money
+_Samples = Annotated[tuple[_Nanos, ...], Field(strict=False, max_length=4096)]
 
 # %% ../../nbs/broker/02_paper.ipynb #5e36a24c
 class PaperConfig(BaseModel):
@@ -53,6 +54,9 @@ class PaperConfig(BaseModel):
     order_latency_ns: _Nanos = 1_000_000       # request: client to exchange, median
     response_latency_ns: _Nanos = 1_000_000    # answer: exchange to client, median
     latency_sigma: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 0.0  # log-normal jitter; 0 = constant
+    order_latency_samples: _Samples = ()       # observed times to draw from instead of median and jitter, ns
+    response_latency_samples: _Samples = ()    # the same for answers
+    feed_latency_ns: _Nanos = 0                # how much later than the exchange's book ours is: orders meet the row received this much later
     reject_prob: _Prob = 0.0             # a good order is refused
     lost_ack_prob: _Prob = 0.0           # the order is taken (or refused) but the answer never arrives
     answer_timeout_ns: _Nanos = 0        # a lost answer shows as NO_ANSWER this long after sending; 0 = as silence
@@ -200,8 +204,10 @@ def latency(
     cfg: PaperConfig,  # venue
     median: int,  # ns
     *key: object,  # what the message is, for the draw
+    samples: Sequence[int] = (),  # observed times, ns; they replace median and jitter
 ) -> int:  # ns
     "Travelling time of one message."
+    if samples: return samples[int(draw(cfg.seed, "latency", *key) * len(samples))]
     if not cfg.latency_sigma: return median
     z = NormalDist().inv_cdf(min(max(draw(cfg.seed, "latency", *key), 1e-12), 1 - 1e-12))
     return int(median * math.exp(cfg.latency_sigma * z))
@@ -229,7 +235,7 @@ def deliver(
 ) -> None:
     "Send one update to the client, faults included."
     c, key = v.cfg, (u.client_id, u.kind.value, u.exec_id, u.ts)
-    due = v.last_due = max(v.last_due, u.ts + latency(c, c.response_latency_ns, *key))
+    due = v.last_due = max(v.last_due, u.ts + latency(c, c.response_latency_ns, *key, samples=c.response_latency_samples))
     if u.kind in (UpdateKind.ACK, UpdateKind.REJECT) and c.lost_ack_prob and draw(c.seed, "lost", *key) < c.lost_ack_prob:
         at = sent + c.answer_timeout_ns
         if at > sent: _push(v, at, Update(at, u.client_id, UpdateKind.NO_ANSWER, reason="timeout"))
@@ -439,7 +445,7 @@ def advance(
         if v.expiry <= arrival: _expire(v, v.expiry)
         else:
             at, _, op, client_id, intent, sent = heapq.heappop(v.wire)
-            _arrive(v, op, client_id, intent, at, sent)
+            _arrive(v, op, client_id, intent, at - v.cfg.feed_latency_ns, sent)
 
 # %% ../../nbs/broker/02_paper.ipynb #2e46b087
 def send(
@@ -453,7 +459,9 @@ def send(
     require_open(v)
     v.n += 1
     if window_end(v.cfg, ts): return heapq.heappush(v.out, (ts, v.n, Update(ts, client_id, UpdateKind.NO_ANSWER, reason="disconnected", text=op)))
-    at = v.last_arrival = max(v.last_arrival, ts + latency(v.cfg, v.cfg.order_latency_ns, op, client_id, ts))
+    c = v.cfg
+    travel = latency(c, c.order_latency_ns, op, client_id, ts, samples=c.order_latency_samples)
+    at = v.last_arrival = max(v.last_arrival, ts + travel + c.feed_latency_ns)
     if op != "query": _remember(v, k="wire", op=op, id=client_id, at=at, sent=ts, intent=intent)
     heapq.heappush(v.wire, (at, v.n, op, client_id, intent, ts))
 

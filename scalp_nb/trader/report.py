@@ -30,11 +30,11 @@ if TYPE_CHECKING: import pandas as pd
 # %% auto #0
 __all__ = ['COLUMNS', 'TIMES', 'MONEY', 'SIDES', 'PERIOD_S', 'MIN_PERIODS', 'MIN_SESSIONS', 'SESSIONS_A_YEAR', 'SESSION_S',
            'TARGETS', 'CURRENCY', 'PERCENT', 'SMALL', 'LABELS', 'Life', 'RunData', 'frame', 'each', 'order_rows',
-           'lives_of', 'repeats_of', 'positions_of', 'store_of', 'load_run', 'tables_of', 'Figures', 'ratio', 'total',
-           'put_trades', 'aimed', 'put_costs', 'sharpe', 'sampled', 'put_sharpe', 'drawdown', 'held', 'put_risk',
-           'put_odds', 'kpis', 'refusals_by_reason', 'entries_off', 'why_few', 'status', 'incarnations_text',
-           'assumptions', 'results', 'write_results', 'ReportError', 'shown', 'kpi_table', 'odds_table', 'px_text',
-           'render_text', 'report_text']
+           'lives_of', 'repeats_of', 'positions_of', 'store_of', 'load_run', 'run_of', 'tables_of', 'Figures', 'ratio',
+           'total', 'put_trades', 'aimed', 'put_costs', 'sharpe', 'sampled', 'put_sharpe', 'drawdown', 'held',
+           'put_risk', 'put_odds', 'kpis', 'refusals_by_reason', 'entries_off', 'why_few', 'status',
+           'incarnations_text', 'assumptions', 'latency_text', 'results', 'write_results', 'ReportError', 'shown',
+           'kpi_table', 'odds_table', 'px_text', 'render_text', 'report_text']
 
 # %% ../../nbs/trader/15_report.ipynb #b835e577
 @dataclass(frozen=True, slots=True)
@@ -195,8 +195,18 @@ def load_run(
     with Store.open(where, account, exclusive=False) as store:
         records = [(r, dict(orjson.loads(r.data))) for r in store.records()]
         verdict, state = store.verify(), store.get_state("trader")
-    told = [d["counts"] for r, d in records if r.kind == "note:signals"] or ([state["signals"]] if state else [])
-    return RunData(dir=Path(run_dir), account=account, lives=lives_of(records), verdict=verdict, orders=frame("orders", order_rows(records)),
+    return run_of(records, Path(run_dir), account, verdict, state["signals"] if state else None)
+
+def run_of(
+    records: Sequence[tuple[Record, dict[str, Any]]],  # a whole journal, each record with its data as JSON gives it
+    folder: Path,  # of the run; only its name is told
+    account: str,  # account alias
+    verdict: Verdict,  # of the hash chain
+    signals: Sequence[int] | None = None,  # by strength, where no record tells them
+) -> RunData:
+    "A run from its records, wherever they were kept: the one way to tables and figures, for sessions and back-tests."
+    told = [d["counts"] for r, d in records if r.kind == "note:signals"] or ([signals] if signals is not None else [])
+    return RunData(dir=folder, account=account, lives=lives_of(records), verdict=verdict, orders=frame("orders", order_rows(records)),
                    signals=tuple(told[-1]) if told else None, repeats=repeats_of(records), **tables_of(records))
 
 def tables_of(records: Sequence[tuple[Record, dict[str, Any]]]) -> dict[str, pd.DataFrame]:
@@ -461,17 +471,28 @@ def assumptions(
     cfg, prov = run.config, run.begin.get("provenance", {})
     if not cfg: return {"all": "unknown: the journal has no run:begin"}
     terms, paper, day = cfg["venue"]["terms"], cfg["paper"], cfg["session"]["rules_date"] or run.begin["day"]
-    ms = [paper.get(k, 1_000_000) / 1e6 for k in ("order_latency_ns", "response_latency_ns")]
     return {
         "fills": f"paper exchange on recorded depth, terms of {terms}: marketable orders walk the displayed levels, resting orders queue behind the "
                  "displayed quantity; own orders do not move the market",
-        "latency": f"{ms[0]:g} ms to the exchange, {ms[1]:g} ms back, jitter sigma {paper.get('latency_sigma', 0.0):g}",
+        "latency": latency_text(paper),
         "fees": f"{terms}, plan {cfg['venue']['plan'] or 'standard'}, schedule of {day}",
         "rules": f"{terms}, dated {day}" + (f" (the data are of {run.begin['day']})" if day != run.begin["day"] else ""),
         "currency": CURRENCY.get(terms, "unknown"), "data": str(cfg["data"]["recording"]), "data_day": run.begin["day"],
         "data_hash": prov.get("data_hash"),
         "rows_hash": run.begin.get("content"), "pressure": run.begin.get("fallback") or f"{cfg['strategy']['pressure']}, as configured",
         "parameter_hash": prov.get("config_hash"), "parameter_sets_tried": "unknown, not from a sweep", "code": _code(prov)}
+
+def latency_text(
+    paper: Mapping[str, Any],  # a run's paper section
+) -> str:
+    "The latency a run assumed."
+    def one(name: str) -> str:
+        seen = paper.get(f"{name}_samples", ())
+        if seen: return f"drawn from {len(seen)} observed times, median {float(np.median(seen)) / 1e6:g} ms"
+        return f"{paper.get(f'{name}_ns', 1_000_000) / 1e6:g} ms"
+    feed = paper.get("feed_latency_ns", 0)
+    return (f"{one('order_latency')} to the exchange, {one('response_latency')} back, jitter sigma {paper.get('latency_sigma', 0.0):g}"
+            + (f"; market data {feed / 1e6:g} ms old" if feed else ""))
 
 def _code(prov: Mapping[str, Any]) -> str:
     commit, dirty = prov.get("git_commit"), " with changes" if prov.get("git_dirty") else ""

@@ -6,8 +6,8 @@
 __all__ = ['WORTH_A_STATE', 'COMMIT_S', 'SLICE', 'EXIT_OK', 'EXIT_NOT_FLAT', 'EXIT_CONFIG', 'EXIT_REFUSED', 'EXIT_FAILED',
            'EXITS', 'correlation', 'fill_of', 'StoreLedger', 'picture', 'bound_of', 'bounds_of', 'Run', 'preload',
            'resume_row', 'begin', 'venue_clock', 'tell', 'write_log', 'request', 'stop', 'interruptions', 'lease_ended',
-           'heard', 'trade', 'nap', 'drain', 'finish', 'run_session', 'failed', 'emergency', 'close', 'arguments',
-           'configured', 'main']
+           'heard', 'ending', 'ask', 'trade', 'nap', 'drain', 'finish', 'run_session', 'failed', 'emergency', 'close',
+           'arguments', 'configured', 'main']
 
 # %% ../../nbs/trader/13_session.ipynb #29fbcb5a
 import argparse
@@ -21,7 +21,6 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -40,14 +39,14 @@ from ..feed.replay import replay
 from ..order.types import Fill, Purpose, Side
 from ..risk.limits import RiskLimits
 from ..strategy.pressure import PressureParams
-from .config import load_config, provenance
+from .config import load_config
 from .control import Bound, ControlServer, Mailbox, make_app, new_token
 from .core import SETTABLE, Trader, TraderError, equity, exposure, snapshot
-from .events import Cancel, Command, Control, Event, Evidence, Halt, Note, Reconciled, Submit
+from .events import Cancel, Command, Control, Event, Evidence, Halt, Note, Submit
 from .lease import LeaseEnd, LeaseWatch, adopt, announce, kill_seen, read_kill
 from .logs import configure_logging, get_logger
-from .runner import Runner
-from .setup import Market, RunConfig, load_market, paper_run, refuse_live, setup_for
+from .runner import Runner, closing_ts, drained, last_look, played
+from .setup import Market, RunConfig, beginning, load_market, paper_run, refuse_live, setup_for
 from .store import Store, crash_hook_from_env
 from .wire import settle_memory
 
@@ -193,11 +192,7 @@ def begin(run: Run) -> None:
     recovered = run.store.get_state("trader")
     setup, note = setup_for(cfg, run.market)
     run.store.append("run:begin", int(run.market.rows["recv"][0]), {
-        "config": json.loads(cfg.model_dump_json()), "provenance": provenance(cfg, cfg.data.recording), "day": run.market.day.isoformat(),
-        "content": run.market.content, "rows": len(run.market.rows), "symbols": list(run.market.universe.symbols), "fallback": note,
-        "capabilities": asdict(run.market.capabilities), "currency": run.market.universe[0].currency,
-        "session": {k: getattr(setup.sessions[0], k) for k in ("open_ts", "close_ts", "continuous_close_ts")},
-        "resumed": recovered is not None, "pid": os.getpid()})
+        **beginning(cfg, run.market, setup, note, cfg.data.recording), "resumed": recovered is not None, "pid": os.getpid()})
     run.runner = paper_run(cfg, run.market, StoreLedger(run.store, lambda kind, data: tell(run, kind, data)), run.dir / "venue.jsonl")
     run.start_row = resume_row(run.market.rows, recovered, venue_clock(run.runner.broker))
     if run.start_row: preload(run.runner.trader, run.market.rows[:run.start_row])
@@ -263,18 +258,21 @@ def heard(run: Run, number: int) -> None:
 COMMIT_S = 0.25      # how often records that carry no order are written
 SLICE = 8192         # rows between two looks at the mailbox
 
+def ending(run: Run) -> bool: return run.phase != "trading"
+
+def ask(run: Run, policy: str, why: str) -> None:
+    "The session itself begins to end, or gives up waiting."
+    run.phase = "stopping"
+    request(run, "stop", "session", policy=policy, reason=why)
+
 def trade(run: Run) -> None:
     "Replay the recording through the runner. Before it ends the session asks for a flat end, so that there is still a market to close into."
     run.phase, last = "trading", time.monotonic()
     settle_memory()
-    rows = run.market.rows[run.start_row:]
-    closing = int(run.market.rows["recv"].max()) - int(run.cfg.session.drain_timeout_s * 1e9)
+    parts = replay(run.market.rows[run.start_row:], run.cfg.data.speed, SLICE, sleep=lambda s: nap(run, s), stop=run.stopper)
     interruptions(run)
-    for part in replay(rows, run.cfg.data.speed, SLICE, sleep=lambda s: nap(run, s), stop=run.stopper):
-        if run.runner.halted is None and run.phase == "trading": part = part[run.runner.feed(part[part["recv"] < closing]):]
-        if len(part) and run.phase == "trading": stop(run, "flatten", "session", "end of data")
-        if run.runner.halted is not None: break
-        run.runner.feed(part)
+    closing = closing_ts(run.market.rows, run.cfg.session.drain_timeout_s)
+    for _ in played(run.runner, parts, closing, lambda: ending(run), lambda policy, why: ask(run, policy, why)):
         interruptions(run)
         if time.monotonic() - last > COMMIT_S:
             run.store.commit(sync=False)
@@ -292,25 +290,17 @@ def nap(
 
 def drain(run: Run) -> None:
     "No more rows: what is still open may still be answered; then it is journalled as it is."
-    t = run.runner.trader
-    if run.phase != "stopping": stop(run, "flatten", "session", "end of data")
-    run.runner.advance(t.now + int(run.cfg.session.drain_timeout_s * 1e9))
-    if run.runner.halted is None: request(run, "stop", "session", policy="hold", reason="drain timed out")
+    drained(run.runner, run.cfg.session.drain_timeout_s, lambda: ending(run), lambda policy, why: ask(run, policy, why))
 
 def finish(run: Run) -> int:
     "A last look at the broker's books, then how it ended; returns the exit status."
-    t, h = run.runner.trader, run.runner.halted
-    if t.reconciled: run.runner.send(Reconciled(t.now, run.runner.broker.state(t.now)))
-    flat = not t.book.open_syms() and not t.orders.working()
-    ok = bool(h and h.ok) and flat and not t.differed
+    t, h, end = run.runner.trader, run.runner.halted, last_look(run.runner)
     run.phase = "done"
     run.picture = picture(t, "done", len(run.market.rows))
-    why = h.reason if h else "no halt"
-    run.store.append("run:end", t.now, {"ok": ok, "flat": flat, "reason": why, "rows": t.cursor, "equity": str(equity(t)),
-                                        "differences": sorted(t.differed), "start_equity": str(t.start_equity)}, cursor=t.cursor)
+    run.store.append("run:end", t.now, end, cursor=t.cursor)
     run.store.commit(sync=True)
     write_log(run)
-    if ok: return EXIT_OK
+    if end["ok"]: return EXIT_OK
     return EXIT_REFUSED if h and not t.reconciled and not t.stopping else EXIT_NOT_FLAT
 
 # %% ../../nbs/trader/13_session.ipynb #8bd8004a

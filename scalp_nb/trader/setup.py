@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['MINUTE', 'VenueSection', 'RunConfig', 'imitated', 'paper_config', 'refuse_live', 'Market', 'chosen', 'load_market',
-           'local_ns', 'entry_windows', 'setup_for', 'paper_run']
+           'local_ns', 'entry_windows', 'setup_for', 'beginning', 'paper_run']
 
 # %% ../../nbs/trader/12_setup.ipynb #02b9a46b
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +31,7 @@ from ..order.rules import rules_for
 from ..risk.limits import RiskLimits
 from ..risk.sizing import SizingConfig
 from ..strategy.pressure import PressureParams, Window, resolve
-from .config import DataSection, LiveMoney, RunSection, Section, SessionSection, StoreSection, require_live, span_ns
+from .config import DataSection, LiveMoney, RunSection, Section, SessionSection, StoreSection, provenance, require_live, span_ns
 from .core import Setup, Trader
 from .runner import Ledger, Runner
 
@@ -171,6 +172,19 @@ def setup_for(
     return Setup(account=cfg.run.account, strategy=cfg.strategy.name, params=params, limits=cfg.risk, sizing=cfg.sizing, exits=cfg.exits,
                  health=cfg.health, universe=uni, sessions=sessions, rules=rules, fees=fees, caps=caps_of(paper_config(cfg)),
                  windows=entry_windows(params.windows, widest, cfg.risk), day=span, restricted=frozenset(cfg.restricted)), note
+
+def beginning(
+    cfg: RunConfig,  # a run's configuration
+    market: Market,  # its data
+    setup: Setup,  # what `setup_for` made of them
+    note: str,  # its note on a fallback in use
+    recording: Path | None,  # file to name by its hash; None = the rows were given
+) -> dict[str, Any]:  # data of `run:begin`, JSON-able
+    "What a run was begun with: the first record of its journal, and of the one a back-test keeps in memory."
+    return {"config": json.loads(cfg.model_dump_json()), "provenance": provenance(cfg, recording), "day": market.day.isoformat(),
+            "content": market.content, "rows": len(market.rows), "symbols": list(market.universe.symbols), "fallback": note,
+            "capabilities": asdict(market.capabilities), "currency": market.universe[0].currency,
+            "session": {k: getattr(setup.sessions[0], k) for k in ("open_ts", "close_ts", "continuous_close_ts")}}
 
 def paper_run(
     cfg: RunConfig,  # a run's configuration
