@@ -6,7 +6,7 @@
 __all__ = ['Floats', 'EULER', 'MAX_CELLS', 'StatsError', 'session_returns', 'return_matrix', 'Moments', 'moments',
            'probabilistic_sharpe', 'minimum_track_record', 'expected_max_sharpe', 'sharpes', 'Deflated',
            'deflated_sharpe', 'Overfitting', 'overfitting_probability', 'block_length', 'long_run_std', 'Superior',
-           'superior_ability', 'Interval', 'bootstrap_interval', 'Economics', 'economics']
+           'superior_ability', 'Interval', 'bootstrap_interval', 'Economics', 'economics_of', 'economics']
 
 # %% ../../nbs/research/20_stats.ipynb #87e3e74b
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from math import e, isfinite, log, sqrt
 import numpy as np
 import numpy.typing as npt
 
-from ..feed.errors import ScalpError
 from ..order.fees import FeeSchedule, break_even_win_rate, round_trip_bps
+from .trials import ResearchError
 
 # %% ../../nbs/research/20_stats.ipynb #56b48264
-class StatsError(ScalpError):
+class StatsError(ResearchError):
     "A statistic that cannot be computed from what was given."
 
 Floats = npt.NDArray[np.float64]
@@ -369,10 +369,29 @@ class Economics:
     win_bps: float | None     # mean of the winning trades
     loss_bps: float | None    # mean of the losing trades, as a positive number
     needed: float | None      # win rate at which these wins and losses break even
+    order: str = ""           # what the costs were computed for: order value and venue, or the assumed cost
 
 def _mean_bps(x: Floats) -> float | None: return float(x.mean()) * 1e4 if len(x) else None
 
 # %% ../../nbs/research/20_stats.ipynb #f1bc3982
+def economics_of(
+    fees_bps: float,  # of a round trip, basis points of one leg
+    spread_bps: float,  # full quoted spread, basis points of the price
+    stop_pct: float,  # distance to the stop, fraction of entry
+    target_pct: float,  # distance to the target, fraction of entry
+    net: Sequence[float] | Floats = (),  # net return of each trade, fraction of its entry value
+    order: str = "",  # what the costs were computed for
+) -> Economics:
+    "Costs, break-even win rate and achieved figures side by side, from a known cost."
+    x = np.asarray(net, np.float64)
+    if not np.isfinite(x).all(): raise StatsError("trade returns: not finite, first at trade", int(np.flatnonzero(~np.isfinite(x))[0]), "finite")
+    for name, v in (("spread", spread_bps), ("fees", fees_bps)):
+        if not (isfinite(v) and v >= 0): raise StatsError(name, v, "finite, >= 0 basis points")
+    win, loss = _mean_bps(x[x > 0]), _mean_bps(-x[x <= 0])
+    needed = loss / (win + loss) if win is not None and loss is not None else None
+    return Economics(fees_bps, spread_bps, fees_bps + spread_bps, break_even_win_rate(stop_pct, target_pct, (fees_bps + spread_bps) / 1e4),
+                     len(x), float((x > 0).mean()) if len(x) else None, _mean_bps(x), win, loss, needed, order)
+
 def economics(
     schedule: FeeSchedule,  # fees of the venue on the day
     value: Decimal,  # order value, currency
@@ -382,12 +401,6 @@ def economics(
     spread_bps: float,  # full quoted spread, basis points of the price
     net: Sequence[float] | Floats = (),  # net return of each trade, fraction of its entry value
 ) -> Economics:
-    "Costs, break-even win rate and achieved figures side by side."
-    x = np.asarray(net, np.float64)
-    if not np.isfinite(x).all(): raise StatsError("trade returns: not finite, first at trade", int(np.flatnonzero(~np.isfinite(x))[0]), "finite")
-    if not (isfinite(spread_bps) and spread_bps >= 0): raise StatsError("spread", spread_bps, "finite, >= 0 basis points")
-    fees = float(round_trip_bps(schedule, value, px))
-    win, loss = _mean_bps(x[x > 0]), _mean_bps(-x[x <= 0])
-    needed = loss / (win + loss) if win is not None and loss is not None else None
-    return Economics(fees, spread_bps, fees + spread_bps, break_even_win_rate(stop_pct, target_pct, (fees + spread_bps) / 1e4),
-                     len(x), float((x > 0).mean()) if len(x) else None, _mean_bps(x), win, loss, needed)
+    "The same for an order of a size at a venue."
+    fees, order = float(round_trip_bps(schedule, value, px)), f"an order of {value:f} at {px:f} by {schedule.broker} {schedule.venue} fees"
+    return economics_of(fees, spread_bps, stop_pct, target_pct, net, order)

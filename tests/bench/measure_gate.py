@@ -1,9 +1,12 @@
 """The gate measured: how often it passes searches without an edge (at most alpha), and how often it finds edges of growing strength.
 
 `python tests/bench/measure_gate.py` takes some minutes; `--null 50 --power 10` is quick. Exits 1 when noise passes more often than alpha.
+`--books FILE` measures whole searches on synthetic order books instead (feed.synthetic, research.sweep, the gate), about 20 minutes; every
+search is a line of FILE, and an interrupted run goes on where it stopped. Study 3 reads that file.
 """
 
 import argparse
+import csv
 import sys
 import time
 from collections import Counter
@@ -16,6 +19,7 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from gatebooks import COLUMNS, COMMAND, CONFIG, book_line, planned, stored  # noqa: E402
 from gatetapes import Tape, matrix, matrix_verdict, passed, tape_verdict  # noqa: E402
 
 from scalp_nb.research.stats import sharpes, superior_ability  # noqa: E402
@@ -37,6 +41,27 @@ def count(name: str, verdicts: Iterable[Verdict], detail: bool = False) -> tuple
     print(f"{name:<52} {ok:4d} of {n:4d} = {ok / n:6.1%}   at most {upper(ok, n):5.1%} (95 %)   {ms:4.0f} ms each", flush=True)
     if detail: print("\n".join(f"    {k:<46} {c / n:6.1%}" for k, c in each.items()), flush=True)
     return ok, n
+
+
+def books(path: Path, most: int) -> int:
+    "Measure whole searches, one line each, until the plan is done or `most` were added."
+    have = {(r["kind"], float(r["edge_bps"]), int(r["seed"])) for r in stored(path)}
+    todo = [p for p in planned() if p not in have][:most]
+    if not path.exists(): path.write_text(f"# {COMMAND}\n" + ",".join(COLUMNS) + "\n")
+    elif not path.read_text().endswith("\n"): path.write_text(path.read_text().rpartition("\n")[0] + "\n")
+    with path.open("a", newline="") as f:
+        out = csv.DictWriter(f, COLUMNS, lineterminator="\n")
+        for kind, edge, seed in todo:
+            out.writerow(book_line(kind, edge, seed))
+            f.flush()
+    rows, bad = stored(path), False
+    for kind, edge in dict.fromkeys((r["kind"], r["edge_bps"]) for r in rows):
+        got = [int(r["passed"]) for r in rows if (r["kind"], r["edge_bps"]) == (kind, edge)]
+        k, n = sum(got), len(got)
+        low = 0.0 if k == 0 else float(stats.beta.ppf(0.025, k, n - k + 1))
+        print(f"{kind:<8} edge {edge:>3} bps: {k:3d} of {n:3d} = {k / n:6.1%}   95 % interval {low:5.1%} to {upper(k, n, 0.975):5.1%}")
+        bad |= edge == "0" and bool(stats.binomtest(k, n, CONFIG.alpha, alternative="greater").pvalue < 0.01)
+    return 1 if bad else 0
 
 
 def single(cfg: GateConfig) -> dict[str, Callable[[int], float]]:
@@ -62,7 +87,10 @@ def main() -> int:
     parser.add_argument("--null", type=int, default=400, help="searches without an edge, of each kind")
     parser.add_argument("--power", type=int, default=60, help="searches at each strength of edge")
     parser.add_argument("--detail", action="store_true", help="how often each check alone passed")
+    parser.add_argument("--books", type=Path, metavar="FILE", help="measure whole searches on order books into this file")
+    parser.add_argument("--most", type=int, default=100_000, help="with --books: at most this many more")
     args = parser.parse_args()
+    if args.books: return books(args.books, args.most)
     cfg = GateConfig(reps=500)
     nulls: dict[str, Callable[[int], Verdict]] = {
         "tapes, no edge, no spread, no fees": lambda s: tape_verdict(Tape(s, 0, 0, 0), cfg),
