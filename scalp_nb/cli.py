@@ -62,4 +62,4 @@ app.registered_callback = session_app.registered_callback
 
 def main() -> None:
     "Entry point of the console script."
-    app()
+    app(prog_name="scalp")

@@ -179,7 +179,7 @@ def best_text(
     "The best sets for people."
     from scalp_nb.research.sweep import AXES
     moving = [a for a in AXES if len(getattr(space, a)) > 1]
-    fixed = [f"{a} {getattr(space, a)[0]}" for a in AXES if a not in moving]
+    fixed = [f"{a} {v if isinstance(v := getattr(space, a)[0], str) else f'{v:g}'}" for a in AXES if a not in moving]
     sharpe = ["sharpe"] if "session_sharpe" in best else []
     heads = ["set", *moving, "trades", "net bps", "bps/trade", "cost", "wins", "needed", *sharpe]
     table = _columns(heads, [_cells(r, moving) for _, r in best.iterrows()])
@@ -191,7 +191,10 @@ def _assumed(model: "FillModel") -> list[str]:
     late = f"{model.latency_rows} rows" if model.latency_rows else f"{model.latency_ns / 1e6:g} ms"
     return [f"Assumed: {model.cost_bps:g} bps of costs a side, {late} from decision to fill, fills at the touch, one lot of constant value a symbol.",
             "net bps: all sessions and symbols added up, basis points of one lot's value. cost: of a round trip beyond the spread, bps.",
-            "needed: the win rate at which stop, target and costs cancel; where 'wins' is below it, opposite and timed exits made the result."]
+            "needed: the win rate at which stops, targets and costs cancel; trades that an opposite signal or the clock closed do not fit it.",
+            "All figures are in-sample: the best of many sets looks good by luck. 'scalp validate' tells whether it is more."]
+
+def _of(n: int, what: str) -> str: return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 def sweep_text(
     results: "Results",  # complete
@@ -206,15 +209,15 @@ def sweep_text(
     best = sweep_summary(results, n if 1 < n < 5 else min(n, 5), top)
     log = TrialLog(note["trials"])
     units = len(note["sessions"]) * len(note["symbols"])
-    few = [f"{n} session{'s' if n > 1 else ''}: no Sharpe ratio worth the name, and nothing 'scalp validate' could pass."] if n < 20 else []
-    s = 's' if n > 1 else ''
-    tried = f"{n} session{s} x {len(note['symbols'])} symbols x {space.size:,} sets: {units * space.size:,} runs in {results.folder}"
+    few = [f"{_of(n, 'session')}: no Sharpe ratio worth the name, and nothing 'scalp validate' could pass."] if n < 20 else []
+    counts = " x ".join([_of(n, "session"), _of(len(note["symbols"]), "symbol"), _of(space.size, "set")])
+    tried = f"{counts}: {units * space.size:,} runs in {results.folder}"
     return "\n".join([tried, *_assumed(model),
                       f"Trials ever counted for strategy {STRATEGY} in {log.path.name}: {log.count(STRATEGY):,}", *few, "", best_text(best, space)])
 
 # %% ../../nbs/research/40_cli.ipynb #c45d6887
 _FILES = "Recorded depth: LOBSTER, MBP-10, Kite, Dhan or our own parquet; one session a file."
-Recordings = Annotated[list[Path], typer.Argument(metavar="RECORDINGS...", help=_FILES)]
+Recordings = Annotated[list[Path], typer.Argument(metavar="RECORDING", help=_FILES)]
 Workers = Annotated[int | None, typer.Option(help="Processes on this machine; 0 = no extra process. [default: one a core]", show_default=False)]
 Scheduler = Annotated[str, typer.Option(help="Dask scheduler to use instead, tcp://host:port; on a network you trust only.", show_default=False)]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run: same command, same --out.")]
