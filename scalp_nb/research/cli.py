@@ -431,7 +431,7 @@ def judged(
     numbers = s.params["set"].tolist()
     if number is not None and number not in numbers: raise ResearchError("set", number, f"one of the sweep's, {numbers[0]} to {numbers[-1]}")
     k = best_set(s) if number is None else numbers.index(number)
-    ev = evidence(s, k)
+    ev = evidence(s, k, cfg.reps, cfg.seed)
     return s, k, ev, gate(ev, cfg)
 
 def verdict_text(s: "Search", k: int, verdict: "Verdict") -> str:
@@ -476,6 +476,7 @@ def promote(
     from scalp_nb.research.evidence import set_parameters
     from scalp_nb.research.sweep import STRATEGY
     from scalp_nb.research.validate import promote as seal
+    if out.suffix not in (".yaml", ".yml", ".json"): raise ConfigError("--out", str(out), "a name ending in .yaml, .yml or .json")
     if out.exists(): raise ConfigError("--out", str(out), "a new file", "promoted files are kept: name another")
     if not out.absolute().parent.is_dir(): raise ConfigError("--out", str(out), "a file in an existing folder")
     s, k, ev, verdict = judged(results, number, _gate(gate), trials)

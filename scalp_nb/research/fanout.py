@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['T', 'MANIFEST', 'UNITS', 'PENDING', 'LOCK', 'FORMAT', 'RETRIES', 'WAIT_S', 'CONNECT', 'SWEEP', 'TABLES', 'ROOMS',
            'NSE_ROWS', 'NSE_DAYS', 'Job', 'code_of', 'Results', 'open_results', 'frames', 'publish', 'settle', 'begin',
-           'cores', 'fan_out', 'run_sweep_unit', 'unit_key', 'sweep_job', 'space_of', 'model_of', 'sweep_summary',
-           'search_of', 'Day', 'packed', 'backtest_tables', 'run_backtest_unit', 'backtest_job', 'Rates', 'rates_of',
-           'Cost', 'cost_of', 'cost_text']
+           'cores', 'dask_setup', 'fan_out', 'run_sweep_unit', 'unit_key', 'sweep_job', 'space_of', 'model_of',
+           'sweep_summary', 'search_of', 'Day', 'packed', 'backtest_tables', 'run_backtest_unit', 'backtest_job',
+           'Rates', 'rates_of', 'Cost', 'cost_of', 'cost_text']
 
 # %% ../../nbs/research/31_fanout.ipynb #3427a370
 import fcntl
@@ -258,7 +258,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 _LOUD = ("distributed", "distributed.nanny", "distributed.worker", "distributed.scheduler", "distributed.client", "tornado")
-_QUIET = {"distributed.scheduler.allowed-failures": 0, "distributed.logging": dict.fromkeys(_LOUD, "critical")}
+_QUIET = {"distributed.scheduler.allowed-failures": 0, "distributed.worker.preload": ["scalp_nb.research.fanout"],
+          "distributed.logging": dict.fromkeys(_LOUD, "critical")}
+
+def dask_setup(
+    worker: object,  # a Dask worker that preloads this module
+) -> None:
+    "Ctrl-C in a terminal reaches the workers too; they leave it to the parent."
+    import signal
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 @contextmanager
 def _client(workers: int, scheduler: str) -> "Iterator[Client]":
