@@ -279,6 +279,16 @@ def test_more_crossings_than_places():
     assert len(r.trader.held) == 1
 
 
+def test_a_crossing_is_not_lost_to_the_rate_limit():
+    r, ses = venue_run(**{"risk.max_orders_per_second": 1, "exits.mode": "local"})
+    for k, px in enumerate([100, 99, 98, 97, 101]):
+        r.send(BarClosed(ses.open_ts + (k + 1) * MINUTE, bar_rows(np.concatenate([bar(ses, k, px), bar(ses, k, px, 1)]))))
+    r.advance(r.trader.now + 5 * SECOND)
+    sent = [c.intent for _, c in said(r) if isinstance(c, Submit)]
+    assert [(i.symbol, i.ts - ses.open_ts) for i in sent] == [("A", 5 * MINUTE), ("B", 5 * MINUTE + SECOND)]
+    assert not notes(r, "refusal")
+
+
 @pytest.fixture(scope="module")
 def tape(tmp_path_factory):
     rows, uni = synthetic(n_symbols=2, seconds=900, seed=5)

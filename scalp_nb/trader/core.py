@@ -12,7 +12,7 @@ __all__ = ['NEVER', 'SECOND', 'EQUITY_NS', 'HORIZON_S', 'SILENT_NS', 'LOSS_BREAK
            'round_fn', 'holding', 'released', 'exit_view', 'close', 'order_note', 'booked', 'closed', 'trip_note',
            'on_evidence', 'entry_ended', 'resolved', 'due_at', 'advance', 'tick', 'unanswered', 'tick_timers', 'replan',
            'again', 'silence_due', 'watch_exposed', 'limits', 'roll_window', 'cutoffs', 'on_depth', 'decide', 'silence',
-           'window_closed', 'decide_window', 'bars_due', 'bars_in', 'bars_note', 'signalled', 'bar_candidate',
+           'window_closed', 'decide_window', 'later', 'bars_due', 'bars_in', 'bars_note', 'signalled', 'bar_candidate',
            'offered', 'barred', 'standing', 'turn_round', 'warm_up', 'on_bar_closed', 'on_clock', 'on_started',
            'compare', 'on_reconciled', 'on_account', 'on_link', 'on_news', 'on_control', 'finish', 'changed',
            'snapshot', 'restore']
@@ -773,9 +773,17 @@ def decide_window(t: Trader, ts: int, out: list[Command]) -> None:
     ranked = rank(t.scanner.candidates() if t.desk is None else [o.candidate for o in offers.values()])
     drop_window(t)
     if not ranked: return
-    for c in ranked[:1 if t.desk is None else t.desk.plan.per_decision]:
+    for i, c in enumerate(ranked[:1 if t.desk is None else t.desk.plan.per_decision]):
+        if t.desk is not None and messages(t, ts, SECOND) >= t.limits.max_orders_per_second: return later(t, t.desk, ranked[i:], offers, ts)
         t.signals[min(int(c.strength // 5), 19)] += 1
         if not entries_blocked(t): enter(t, c, len(ranked), ts, out, offers.get(c.sym))
+
+
+def later(t: Trader, desk: BarDesk, waiting: list[Candidate], offers: Mapping[int, Offer], ts: int) -> None:
+    "The rate limit is used up: the rest is decided a second later, while it is of interest. A crossing comes only once."
+    if entries_blocked(t): return
+    desk.offers.update({c.sym: offers[c.sym] for c in waiting})
+    t.scanner.g["win_end"] = ts + SECOND
 
 # %% ../../nbs/trader/10_core.ipynb #50dbfbfc
 def bars_due(t: Trader, desk: BarDesk, ts: int, out: list[Command]) -> None:
