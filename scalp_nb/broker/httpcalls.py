@@ -6,6 +6,7 @@
 __all__ = ['Answer', 'Lanes', 'Inbox']
 
 # %% ../../nbs/broker/03_httpcalls.ipynb #24bb9a61
+import contextlib
 import os
 import threading
 import time
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .base import NEVER
-from ..order.types import Update, UpdateKind
+from ..order.types import Update
 
 # %% ../../nbs/broker/03_httpcalls.ipynb #46ec6a83
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,9 @@ class Answer:
     @property
     def ok(self) -> bool: return self.status == 204 or (200 <= self.status < 300 and self.body is not None)
     @property
-    def refused(self) -> bool: return 400 <= self.status < 500 and self.status not in (408, 425) and (self.body is not None or self.status in (401, 404, 429))
+    def refused(self) -> bool:
+        plain = self.status in (401, 404, 429)  # say enough without a body
+        return 400 <= self.status < 500 and self.status not in (408, 425) and (self.body is not None or plain)
     @property
     def open(self) -> bool: return not self.ok and not self.refused
 
@@ -121,8 +124,7 @@ class Inbox:
         with self._lock:
             while self._items and self._items[0][0] <= ts: out.append(self._items.popleft()[1])
             if not self._items and not self._closed:
-                try: os.read(self.fd, 64)
-                except BlockingIOError: pass  # nothing was written since
+                with contextlib.suppress(BlockingIOError): os.read(self.fd, 64)  # the session may have read it itself
         return out
 
     def close(self) -> None:

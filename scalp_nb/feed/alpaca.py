@@ -452,8 +452,9 @@ class AlpacaFeed:
         ws, error = result
         if ws is not None: return self._up(ws)
         if error is not None and not isinstance(error, (FeedError, OSError)): raise error
-        fixed = {FeedBusy: self.cfg.busy_wait_s, FeedRefused: self.cfg.most_wait_s}
-        wait = fixed.get(type(error)) or self._backoff.next()
+        wait = self._backoff.next()
+        if isinstance(error, FeedBusy): wait = self.cfg.busy_wait_s
+        if isinstance(error, FeedRefused): wait = self.cfg.most_wait_s
         self._link.retry_at = time.monotonic() + wait
         if self._link.down != str(error):
             self._tell("down", f"{error}; asking again in {wait:.1f} s")
