@@ -39,6 +39,7 @@ class AlpacaTerms(BaseModel):
     not_shortable: frozenset[str] = frozenset()
     whole_shares_only: frozenset[str] = frozenset()
     rate_limit: Annotated[int, Field(ge=1)] = 200            # REST requests a minute
+    sip: bool = False                                        # the plan includes the SIP feed
     symbol_limit: Annotated[int, Field(ge=1)] = 30           # symbols of one market-data connection
     auth_timeout_s: Annotated[float, Field(gt=0)] = 10.0     # real seconds
     zombie_s: Annotated[float, Field(ge=0)] = 90.0           # venue seconds a torn connection still counts
