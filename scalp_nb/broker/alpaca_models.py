@@ -17,7 +17,7 @@ from typing import Any
 from .base import Account, BrokerError, BrokerOrder
 from ..feed.alpaca_wire import rfc3339_ns
 from ..feed.packet import FeedError
-from ..order.types import Intent, OrderState, OrderType, Purpose, Side, Tif, Update, UpdateKind
+from ..order.types import Intent, OrderState, OrderType, Purpose, Tif, Update, UpdateKind
 
 # %% ../../nbs/broker/03_alpaca_models.ipynb #bf54bfcf
 def number(
@@ -104,7 +104,8 @@ def status_update(
     "A look-up as evidence."
     return Update(ts, o.client_id, UpdateKind.STATUS, o.id, cum_qty=o.filled, state=state_of(o), reason=reason, text=o.status)
 
-_TYPES = {"market": OrderType.MARKET, "limit": OrderType.LIMIT, "stop": OrderType.STOP, "stop_limit": OrderType.STOP_LIMIT, "trailing_stop": OrderType.STOP}
+_TYPES = {"market": OrderType.MARKET, "limit": OrderType.LIMIT, "stop": OrderType.STOP, "stop_limit": OrderType.STOP_LIMIT,
+          "trailing_stop": OrderType.STOP}
 
 def broker_order(
     o: AlpacaOrder,  # working
@@ -166,15 +167,17 @@ class FillActivity:
     qty: Decimal
     cum: Decimal | None
     id: str           # the activity's own id: the page token
+    side: int = 0     # +1 buy, -1 sell
 
 def read_fill(
     d: Mapping[str, Any],  # JSON of a FILL activity
 ) -> FillActivity:  # refuses one that cannot be counted
     "An execution's JSON."
     px, qty, key = number(d.get("price")), number(d.get("qty")), str(d.get("id") or "")
-    if px is None or qty is None or not key or not d.get("order_id"): raise BrokerError("execution from Alpaca", str(d)[:120], "id, order, price, quantity")
+    if px is None or qty is None or not key or not d.get("order_id"):
+        raise BrokerError("execution from Alpaca", str(d)[:120], "id, order, price, quantity")
     return FillActivity(key.partition("::")[2] or key, str(d["order_id"]), str(d.get("symbol") or ""), moment(d.get("transaction_time")), px, qty,
-                        number(d.get("cum_qty")), key)
+                        number(d.get("cum_qty")), key, 1 if d.get("side") == "buy" else -1)
 
 def fill_update(
     f: FillActivity,  # an execution
@@ -324,7 +327,7 @@ def precheck(
     if not crypto and not (on_tick(i.limit) and on_tick(i.stop)): return "sub_penny", f"price {i.limit or i.stop}: two decimals from $1, four below"
     if i.tif not in ((Tif.GTC, Tif.IOC) if crypto else (Tif.DAY, Tif.GTC)): return "tif", f"time in force {i.tif.value} for {i.symbol}"
     if crypto and (i.type is OrderType.STOP or opens_short): return "crypto", f"{i.type.value} {i.side.name}: crypto has no plain stops and no shorts"
-    if not whole and not crypto and i.tif is not Tif.DAY: return "fractional", f"quantity {i.qty}: fractions are for DAY orders"
+    if not whole and not crypto and i.tif == Tif.GTC: return "fractional", f"quantity {i.qty}: fractions are for DAY orders"
     if not whole and opens_short: return "fractional", f"quantity {i.qty}: no fractions short"
     if i.qty.as_tuple().exponent < -9: return "fractional", f"quantity {i.qty}: nine decimals at most"  # type: ignore[operator]
     if asset is not None and not asset.tradable: return "not_tradable", f"{i.symbol} is not tradable at Alpaca"
