@@ -28,7 +28,7 @@ from scalp_nb.feed.instrument import Instrument, Universe  # noqa: E402
 from scalp_nb.order.types import Intent, OrderState, OrderType, Purpose, Side, Tif, Update, UpdateKind  # noqa: E402
 from scalp_nb.practice.alpaca import PracticeServer  # noqa: E402
 from scalp_nb.practice.alpaca_orders import AlpacaTerms  # noqa: E402
-from scalp_nb.practice.venue import make_tape  # noqa: E402
+from scalp_nb.practice.venue import make_tape, step_clock  # noqa: E402
 
 D, MS, K = Decimal, 1_000_000, UpdateKind
 UNI = Universe("pair", (Instrument("AAA", "US", currency="USD"), Instrument("BBB", "US", currency="USD")))
@@ -72,7 +72,8 @@ class Proxy:
         other = self.pairs[s]
         if side == "client" and data.startswith(b"GET /stream"): self.streams |= {s, other}
         if not data or ("down" in self.modes and s not in self.streams): return self.drop(s)
-        if side == "client": (self.posted.add if data.startswith(b"POST") else self.posted.discard)(s)
+        if side == "client" and data.startswith((b"GET ", b"POST ", b"DELETE ")):
+            (self.posted.add if data.startswith(b"POST") else self.posted.discard)(s)
         if side == "server" and "lost_ack" in self.modes:
             if s in self.streams: return  # updates get lost as well
             if other in self.posted: return self.drop(s)
@@ -158,9 +159,16 @@ class AlpacaDriver:
         while not self.quiet() and time.monotonic() < until: time.sleep(0.002)
         assert self.quiet(), "the broker did not come to rest"
         if "down" in self.proxy.modes: self.proxy.modes.discard("down")
-        assert self.server is not None
-        self.server.step(0.001)
+        self.step(MS)
         return self.broker.poll(self.now)
+
+    def step(self, ns: int) -> None:
+        "Let venue time pass, and wait until the venue is there."
+        assert self.server is not None
+        desk, until = self.server.api.desk, time.monotonic() + 10
+        now = step_clock(desk.clock, ns)
+        while desk.at < now and time.monotonic() < until: time.sleep(0.001)
+        assert desk.at >= now, f"the venue stopped: {self.server.error!r}"
 
     def row(self, sym: int, bids: Sequence[tuple[float, float]], asks: Sequence[tuple[float, float]], ltp: float,
             traded: float = 0, halted: bool = False) -> list[Update]:
@@ -170,7 +178,7 @@ class AlpacaDriver:
         self.volume[sym] += traded
         r = depth_row(self.now + MS, sym, bids, asks, ltp=ltp, volume=self.volume[sym], flags=FLAG_HALT if halted else 0)
         desk.tape = replace(desk.tape, rows=np.concatenate([desk.tape.rows, r]))
-        self.server.step(0.002)
+        self.step(2 * MS)
         return out
 
     def disconnect(self, ns: int) -> None:

@@ -370,7 +370,7 @@ class AlpacaBroker:
             reason, said = refusal(a.status, a.body)
             text = "have expired" if "expired" in said.lower() else "were refused: wrong, or of the other account (paper or live)"
             raise BrokerError(f"the API keys {text} ({said})", next_step="make new ones at Alpaca; set APCA_API_KEY_ID and APCA_API_SECRET_KEY")
-        raise BrokerError(f"{what or path} from Alpaca", f"{a.status or 'no answer'} {a.text[:80]}", next_step="look at the network and at Alpaca's status")
+        raise BrokerError(f"{what or path} from Alpaca", f"{a.status or 'no answer'} {a.text[:80]}", next_step="look at the network and Alpaca's status")
 
     # ---- evidence
     def _tell(self, kind: str, text: str, symbol: str = "") -> None:
