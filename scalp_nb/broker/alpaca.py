@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER_URL', 'LIVE_URL', 'NO_LINE', 'AlpacaConfig', 'base_url', 'updates_url', 'check_keys', 'make_client', 'ask',
-           'Known', 'BrokerStats', 'day_start', 'open_updates', 'AlpacaBroker']
+           'Known', 'BrokerStats', 'day_start', 'open_updates', 'AlpacaBroker', 'executions']
 
 # %% ../../nbs/broker/03_alpaca.ipynb #6ae9eec8
 import datetime as dt
@@ -231,7 +231,7 @@ class AlpacaBroker:
         self._clock, self._client = clock, make_client(cfg, key, secret)
         self._open_stream = functools.partial(open_updates, cfg, key, secret)
         self._budget, self._inbox = Budget(cfg.per_minute, cfg.reserve), Inbox(clock)
-        self._lanes, self._reads = Lanes(cfg.workers, self._broke), ThreadPoolExecutor(6, "scalp-broker-read")
+        self._lanes, self._reads = Lanes(cfg.workers, functools.partial(_broke, self)), ThreadPoolExecutor(6, "scalp-broker-read")
         self._lock, self._known, self._by_venue = threading.RLock(), dict[str, Known](), dict[str, str]()
         self._execs, self._assets, self._news = set[str](), dict[str, Asset](), list[LinkNews]()
         self._last_fill: dict[str, tuple[float, Decimal, Decimal]] = {}  # symbol -> (monotonic s, position after, price)
@@ -247,20 +247,20 @@ class AlpacaBroker:
     # ---- the Broker protocol
     def connect(self, ts: int) -> None:
         "Check keys and account, open the update stream."
-        account = self._get("/account", what="account")
+        account = _get(self, "/account", what="account")
         blocked = account_blocks(account)
         if blocked: raise BrokerError("Alpaca account", "; ".join(blocked), "an active account", "look at the account in Alpaca's dashboard")
         self._short, self._since = account.get("shorting_enabled") is not False, self._clock()
         if self._listener is None:
-            self._listener = threading.Thread(target=self._listen, name="scalp-updates", daemon=True)
+            self._listener = threading.Thread(target=functools.partial(_listen, self), name="scalp-updates", daemon=True)
             self._listener.start()
         if not self._stream_up.wait(2 * self.cfg.stream_timeout_s):
             raise self._stream_error or BrokerError("order updates did not open", updates_url(self.cfg), next_step="look at Alpaca's status page")
-        self._reads.submit(self._learn_assets)
+        self._reads.submit(_learn_assets, self)
 
     def state(self, ts: int) -> BrokerState:
         "Account, positions, working orders and the day's executions, read now; raises BrokerError when Alpaca cannot be reached."
-        return self._settled(ts)
+        return _settled(self, ts)
 
     def submit(self, intent: Intent, ts: int) -> None:
         "Send an order beside the trading thread; what comes of it arrives through `poll`."
@@ -269,15 +269,15 @@ class AlpacaBroker:
             if seen is None: self._known[intent.id] = Known(intent.id, intent.symbol)
         if seen is not None: return self.query(intent.id, ts)  # never a second time: look it up instead
         why = precheck(intent, self._assets.get(intent.symbol), self._short)
-        if why is not None: return self._reject(intent.id, *why)
-        self._lanes.put(intent.symbol, self._submit, intent)
+        if why is not None: return _reject(self, intent.id, *why)
+        self._lanes.put(intent.symbol, _submit, self, intent)
 
     def cancel(self, client_id: str, ts: int) -> None:
         "Ask for cancellation, behind whatever is under way for the same symbol."
         k = self._known.get(client_id)
-        self._lanes.put(k.symbol if k is not None and k.symbol else client_id, self._cancel, client_id)
+        self._lanes.put(k.symbol if k is not None and k.symbol else client_id, _cancel, self, client_id)
 
-    def query(self, client_id: str, ts: int) -> None: self._lanes.put(("look", client_id), self._query, client_id)
+    def query(self, client_id: str, ts: int) -> None: self._lanes.put(("look", client_id), _query, self, client_id)
     def on_row(self, row: Rows, traded: float) -> None: return None  # the venue sees the market itself
     def next_ts(self) -> int: return self._inbox.next_ts()
     def poll(self, ts: int) -> list[Update]: return self._inbox.take(ts)
@@ -304,7 +304,7 @@ class AlpacaBroker:
 
     def ask_state(self, ts: int) -> None:
         "Begin to take a picture without waiting; one at a time."
-        if self._picture is None: self._picture = self._reads.submit(self._settled, ts)
+        if self._picture is None: self._picture = self._reads.submit(_settled, self, ts)
 
     def take_state(self) -> BrokerState | None:
         "The picture asked for, once it is there; raises BrokerError when it could not be taken."
@@ -314,7 +314,7 @@ class AlpacaBroker:
 
     def clock(self) -> dict[str, Any]:
         "Alpaca's market clock, fresh."
-        return dict(self._get("/clock", what="clock"))
+        return dict(_get(self, "/clock", what="clock"))
 
     def calendar(
         self,
@@ -322,355 +322,372 @@ class AlpacaBroker:
         end: str,  # last day
     ) -> list[dict[str, Any]]:
         "Alpaca's trading days."
-        return list(self._get("/calendar", {"start": start, "end": end}, what="calendar"))
+        return list(_get(self, "/calendar", {"start": start, "end": end}, what="calendar"))
 
-    def activities(
-        self,
-        after: int,  # ns UTC
-    ) -> list[FillActivity]:  # oldest first
-        "Executions of the account since a moment, all pages."
-        out: dict[str, FillActivity] = {}
-        token = ""
-        while True:
-            query = {"after": rfc3339(after), "direction": "asc", "page_size": 100} | ({"page_token": token} if token else {})
-            page = [read_fill(d) for d in self._get("/account/activities/FILL", query, what="executions")]
-            fresh = [f for f in page if f.id not in out]
-            out.update((f.id, f) for f in fresh)
-            if len(page) < 100 or not fresh: break
-            token = page[-1].id
-        return sorted(out.values(), key=lambda f: (f.ts, f.order_id, f.cum or Decimal(0)))
+    def activities(self, after: int) -> list[FillActivity]: return executions(self, after)
 
-    # ---- requests
-    def _request(self, method: str, path: str, data: Any = None, urgent: bool = False) -> Answer:
-        "One request within the budget."
-        if not wait_for(self._budget, urgent, 10.0 if urgent else 5.0): return Answer(429, None, "our own request budget is used up", False)
-        self.stats.requests += 1
-        a = ask(self._client, method, path, data)
-        if a.status == 429:
-            self.stats.limited += 1
-            self._budget.rest(retry_after(a.headers, time.time()) or 1.0)
-        return a
+# %% ../../nbs/broker/03_alpaca.ipynb #f5e10119
+def _request(b: "AlpacaBroker", method: str, path: str, data: Any = None, urgent: bool = False) -> Answer:
+    "One request within the budget."
+    if not wait_for(b._budget, urgent, 10.0 if urgent else 5.0): return Answer(429, None, "our own request budget is used up", False)
+    b.stats.requests += 1
+    a = ask(b._client, method, path, data)
+    if a.status == 429:
+        b.stats.limited += 1
+        b._budget.rest(retry_after(a.headers, time.time()) or 1.0)
+    return a
 
-    def _repeat(self, method: str, path: str, data: Any = None, urgent: bool = False) -> Answer:
-        "An idempotent request, asked again while its answer proves nothing."
-        last = Answer()
-        def once() -> Answer:
-            nonlocal last
-            last = self._request(method, path, data, urgent)
-            if last.open or last.status == 429: raise Transient(last.text)
-            return last
-        try: return again(once, self.cfg.attempts)
-        except Transient: return last
+def _repeat(b: "AlpacaBroker", method: str, path: str, data: Any = None, urgent: bool = False) -> Answer:
+    "An idempotent request, asked again while its answer proves nothing."
+    last = Answer()
+    def once() -> Answer:
+        nonlocal last
+        last = _request(b, method, path, data, urgent)
+        if last.open or last.status == 429: raise Transient(last.text)
+        return last
+    try: return again(once, b.cfg.attempts)
+    except Transient: return last
 
-    def _get(self, path: str, query: Any = None, what: str = "") -> Any:
-        "A look-up that must succeed."
-        a = self._repeat("get", path, query)
-        if a.ok: return a.body
-        if a.refused and a.status in (401, 403):
-            reason, said = refusal(a.status, a.body)
-            text = "have expired" if "expired" in said.lower() else "were refused: wrong, or of the other account (paper or live)"
-            raise BrokerError(f"the API keys {text} ({said})", next_step="make new ones at Alpaca; set APCA_API_KEY_ID and APCA_API_SECRET_KEY")
-        raise BrokerError(f"{what or path} from Alpaca", f"{a.status or 'no answer'} {a.text[:80]}", next_step="look at the network and Alpaca's status")
-
-    # ---- evidence
-    def _tell(self, kind: str, text: str, symbol: str = "") -> None:
-        with self._lock: self._news.append(LinkNews(self._clock(), kind, text, symbol))
-
-    def _broke(self, key: Hashable, e: Exception) -> None:
-        "A job of ours failed: told as news, and whatever it was about is unknown."
-        self._tell("warning", f"request for {key} failed: {type(e).__name__}: {e}")
-        client_id = key[1] if isinstance(key, tuple) else ""
-        for k in list(self._known.values()):
-            if (k.client_id == client_id or k.symbol == key) and not k.done.is_set():
-                k.done.set()
-                self._no_answer(k.client_id, f"{type(e).__name__}")
-
-    def _reject(self, client_id: str, reason: str, text: str) -> None:
-        k = self._known.get(client_id)
-        if k is not None:
-            k.state = OrderState.REJECTED
-            k.done.set()
-        self._inbox.put(Update(self._clock(), client_id, UpdateKind.REJECT, reason=reason, text=text))
-
-    def _no_answer(self, client_id: str, text: str) -> None:
-        self._inbox.put(Update(self._clock(), client_id, UpdateKind.NO_ANSWER, reason="no_answer", text=text))
-
-    def _learn(self, o: AlpacaOrder) -> Known:
-        "Note what an order's JSON says about its ids."
-        with self._lock:
-            k = self._known.setdefault(o.client_id, Known(o.client_id))
-            k.symbol, k.venue_id = o.symbol or k.symbol, o.id or k.venue_id
-            if o.id: self._by_venue[o.id] = o.client_id
-            return k
-
-    def _ack(self, o: AlpacaOrder, ts: int = 0) -> None:
-        "Told once: the venue has the order."
-        with self._lock:
-            k = self._learn(o)
-            if k.acked: return
-            k.acked, k.state = True, k.state or OrderState.OPEN
-            self._inbox.put(Update(ts or self._clock(), o.client_id, UpdateKind.ACK, o.id, cum_qty=Decimal(0)))
-
-    def _fill(self, u: Update) -> bool:
-        "An execution, told once."
-        with self._lock:
-            if u.exec_id and u.exec_id in self._execs:
-                self.stats.duplicates += 1
-                return False
-            if u.exec_id: self._execs.add(u.exec_id)
-            self._known.setdefault(u.client_id, Known(u.client_id)).told += u.qty
-            self._inbox.put(u)
-            return True
-
-    # ---- jobs
-    def _market_open(self) -> tuple[str, str] | None:
-        "The venue's clock, asked for this very order; None when the market is open."
-        a = self._request("get", "/clock")
-        if a.status == 0: return NO_LINE, f"market clock: no answer ({a.text[:60]}); not sent"
-        if not a.ok or not isinstance(a.body, dict): return "clock_unavailable", f"market clock: {a.status} {a.text[:60]}; not sent"
-        if a.body.get("is_open") is True: return None
-        return "market_closed", f"market closed, next open {a.body.get('next_open')}"
-
-    def _gate(self, i: Intent) -> tuple[str, str] | None:
-        "What keeps an entry from being sent; exits pass."
-        if i.purpose is not Purpose.ENTRY: return None
-        if not self._stream_up.is_set(): return "updates_down", "order updates are down: no entries until they are back"
-        return None if "/" in i.symbol else self._market_open()
-
-    def _submit(self, i: Intent) -> None:
-        "Send one order, once."
-        k = self._known[i.id]
-        try: why = self._gate(i)
-        except Exception as e: why = ("internal", f"{type(e).__name__}: {e}")  # nothing was sent: a definite refusal
-        if why is not None and why[0] == NO_LINE:
-            k.done.set()
-            return self._no_answer(i.id, why[1])
-        if why is not None: return self._reject(i.id, *why)
-        if not wait_for(self._budget, i.purpose is not Purpose.ENTRY, 10.0 if i.purpose is not Purpose.ENTRY else 0.0):
-            return self._reject(i.id, "rate_budget", f"{self._budget.used} requests in the last minute: not sent")
-        self.stats.requests += 1
-        self.stats.submits += 1
-        k.sent_at = time.monotonic()
-        a = ask(self._client, "post", "/orders", order_body(i))
-        try: self._answered(i, a)
-        finally: k.done.set()
-
-    def _answered(self, i: Intent, a: Answer) -> None:
-        "What the answer to a submit proves."
-        if a.ok and isinstance(a.body, dict) and a.body.get("id"):
-            o = read_order({**a.body, "client_order_id": a.body.get("client_order_id") or i.id})
-            self._learn(o)
-            if state_of(o) is OrderState.REJECTED: return self._reject(i.id, "venue_rejected", o.status)
-            return self._ack(o)
-        if not a.refused: return self._no_answer(i.id, a.text or f"HTTP {a.status}")
+# %% ../../nbs/broker/03_alpaca.ipynb #708a7e45
+def _get(b: "AlpacaBroker", path: str, query: Any = None, what: str = "") -> Any:
+    "A look-up that must succeed."
+    a = _repeat(b, "get", path, query)
+    if a.ok: return a.body
+    if a.refused and a.status in (401, 403):
         reason, said = refusal(a.status, a.body)
-        if reason == DUPLICATE: return self._lanes.put(("look", i.id), self._query, i.id)  # evidence that it exists
-        if a.status == 429: self._budget.rest(retry_after(a.headers, time.time()) or 1.0)
-        if reason == "keys": self._tell("warning", f"Alpaca refuses the keys: {said}")
-        self._reject(i.id, reason, said)
+        text = "have expired" if "expired" in said.lower() else "were refused: wrong, or of the other account (paper or live)"
+        raise BrokerError(f"the API keys {text} ({said})", next_step="make new ones at Alpaca; set APCA_API_KEY_ID and APCA_API_SECRET_KEY")
+    raise BrokerError(f"{what or path} from Alpaca", f"{a.status or 'no answer'} {a.text[:80]}", next_step="look at the network and Alpaca's status")
 
-    def _look_up(self, client_id: str) -> Answer:
-        return self._repeat("get", "/orders:by_client_order_id", {"client_order_id": client_id}, urgent=True)
+# %% ../../nbs/broker/03_alpaca.ipynb #171b8908
+def executions(
+    b: "AlpacaBroker",  # connected or not
+    after: int,  # ns UTC
+) -> list[FillActivity]:  # oldest first
+    "Executions of the account since a moment, all pages."
+    out: dict[str, FillActivity] = {}
+    token = ""
+    while True:
+        query = {"after": rfc3339(after), "direction": "asc", "page_size": 100} | ({"page_token": token} if token else {})
+        page = [read_fill(d) for d in _get(b, "/account/activities/FILL", query, what="executions")]
+        fresh = [f for f in page if f.id not in out]
+        out.update((f.id, f) for f in fresh)
+        if len(page) < 100 or not fresh: break
+        token = page[-1].id
+    return sorted(out.values(), key=lambda f: (f.ts, f.order_id, f.cum or Decimal(0)))
 
-    def _cancel(self, client_id: str) -> None:
-        "Cancel one order."
-        self.stats.cancels += 1
-        k = self._known.get(client_id)
-        venue_id = k.venue_id if k is not None else ""
-        if k is not None and k.state is OrderState.REJECTED: return self._cancel_rejected(client_id, "rejected", "the order was refused")
-        if not venue_id:
-            a = self._look_up(client_id)
-            if a.status == 404: return self._cancel_rejected(client_id, "not_found", "no such order")
-            if not a.ok: return self._no_answer(client_id, f"cancel: {a.text or a.status}")
-            venue_id = self._learn(read_order(a.body)).venue_id
-        a = self._repeat("delete", f"/orders/{venue_id}", urgent=True)
-        if a.ok:
-            if not self._stream_up.is_set(): self._lanes.put(("look", client_id), self._query, client_id)
-        elif a.refused and a.status != 429: self._cancel_rejected(client_id, "not_cancelable" if a.status == 422 else "not_found", a.text)
-        else: self._no_answer(client_id, f"cancel: {a.text or a.status}")
+# %% ../../nbs/broker/03_alpaca.ipynb #e81eb342
+def _tell(b: "AlpacaBroker", kind: str, text: str, symbol: str = "") -> None:
+    with b._lock: b._news.append(LinkNews(b._clock(), kind, text, symbol))
 
-    def _cancel_rejected(self, client_id: str, reason: str, text: str) -> None:
-        self._inbox.put(Update(self._clock(), client_id, UpdateKind.CANCEL_REJECTED, reason=reason, text=text))
+def _broke(b: "AlpacaBroker", key: Hashable, e: Exception) -> None:
+    "A job of ours failed: told as news, and whatever it was about is unknown."
+    _tell(b, "warning", f"request for {key} failed: {type(e).__name__}: {e}")
+    client_id = key[1] if isinstance(key, tuple) else ""
+    for k in list(b._known.values()):
+        if (k.client_id == client_id or k.symbol == key) and not k.done.is_set():
+            k.done.set()
+            _no_answer(b, k.client_id, f"{type(e).__name__}")
 
-    def _query(self, client_id: str) -> None:
-        "What became of an order: its executions, then its state. Absence is believed only after the submit had time to arrive."
-        k = self._known.get(client_id)
-        sent = k is not None and k.sent_at > 0
-        if k is not None and sent: k.done.wait(self.cfg.connect_timeout_s + self.cfg.read_timeout_s + 1)
-        a = self._look_up(client_id)
-        while a.status == 404 and k is not None and sent and time.monotonic() < k.sent_at + self.cfg.settle_s and not self._closing.is_set():
-            self._closing.wait(min(0.5, max(0.01, k.sent_at + self.cfg.settle_s - time.monotonic())))
-            a = self._look_up(client_id)
-        if a.status == 404: self._inbox.put(Update(self._clock(), client_id, UpdateKind.NOT_FOUND, reason="not_found", text=a.text))
-        elif a.ok: self._report(read_order(a.body), "looked_up")
-        else: self._no_answer(client_id, f"look-up: {a.text or a.status}")
+def _reject(b: "AlpacaBroker", client_id: str, reason: str, text: str) -> None:
+    k = b._known.get(client_id)
+    if k is not None:
+        k.state = OrderState.REJECTED
+        k.done.set()
+    b._inbox.put(Update(b._clock(), client_id, UpdateKind.REJECT, reason=reason, text=text))
 
-    def _report(self, o: AlpacaOrder, reason: str) -> None:
-        "Hand over what a look-up found; missing executions first."
-        k = self._learn(o)
-        if o.filled > k.told: self._recover((o.submitted or day_start(self._clock())) - 1_000_000_000, {o.id})
-        k.state, k.acked = state_of(o), True
-        self._inbox.put(status_update(o, self._clock(), reason))
+def _no_answer(b: "AlpacaBroker", client_id: str, text: str) -> None:
+    b._inbox.put(Update(b._clock(), client_id, UpdateKind.NO_ANSWER, reason="no_answer", text=text))
 
-    def _recover(self, after: int, venue_ids: Iterable[str] | None = None) -> None:
-        "Executions the stream did not bring."
-        wanted = None if venue_ids is None else set(venue_ids)
-        for f in self.activities(after):
-            client_id = self._by_venue.get(f.order_id, "")
-            if not client_id or (wanted is not None and f.order_id not in wanted): continue
-            with self._lock:
-                if f.exec_id in self._execs: continue
-                self.stats.recovered += 1
-                self._fill(fill_update(f, client_id))
+# %% ../../nbs/broker/03_alpaca.ipynb #f12d6b0d
+def _learn(b: "AlpacaBroker", o: AlpacaOrder) -> Known:
+    "Note what an order's JSON says about its ids."
+    with b._lock:
+        k = b._known.setdefault(o.client_id, Known(o.client_id))
+        k.symbol, k.venue_id = o.symbol or k.symbol, o.id or k.venue_id
+        if o.id: b._by_venue[o.id] = o.client_id
+        return k
 
-    # ---- the stream's thread
-    def _listen(self) -> None:
-        backoff, first = Backoff(self.cfg.first_wait_s, self.cfg.most_wait_s), True
-        while not self._closing.is_set():
-            try: ws = self._open_stream()
-            except (BrokerError, FeedError) as e:
-                wait = self.cfg.most_wait_s if isinstance(e, BrokerError) and "refused the keys" in str(e) else backoff.next()
-                if str(self._stream_error) != str(e): self._tell("down", f"order updates: {e}; asking again in {wait:.1f} s")
-                self._stream_error = e
-                self._closing.wait(wait)
-                continue
-            backoff.reset()
-            self._stream_error = None
-            self._stream_up.set()
-            self._tell("up", "order updates are up")
-            if not first:
-                self.stats.reconnects += 1
-                self._lanes.put("catch-up", self._catch_up)
-            first = False
-            why = self._hear(ws)
-            self._stream_up.clear()
-            ws.close()
-            if not self._closing.is_set():
-                self._tell("down", f"order updates: {why}")
-                self._closing.wait(backoff.next())
+def _ack(b: "AlpacaBroker", o: AlpacaOrder, ts: int = 0) -> None:
+    "Told once: the venue has the order."
+    with b._lock:
+        k = _learn(b, o)
+        if k.acked: return
+        k.acked, k.state = True, k.state or OrderState.OPEN
+        b._inbox.put(Update(ts or b._clock(), o.client_id, UpdateKind.ACK, o.id, cum_qty=Decimal(0)))
 
-    def _hear(self, ws: WebSock) -> str:
-        "Read updates until the stream ends; why it did."
-        compared = time.monotonic()
-        while not self._closing.is_set():
-            now = time.monotonic()
-            if now - ws.pinged >= self.cfg.ping_s:
-                if ws.ponged < ws.pinged and ws.heard < ws.pinged: return f"no sign of life for {self.cfg.ping_s:g} s"
-                ws.ping()
-            if now - compared >= self.cfg.reconcile_s:
-                compared = now
-                self._lanes.put("catch-up", self._catch_up)
-            try:
-                if not ws.wait(0.2) or not ws.pump(): continue
-            except SocketError as e: return str(e)
-            for m in ws.messages(): self._message(payload(m))
-        return "closed by us"
+# %% ../../nbs/broker/03_alpaca.ipynb #de445415
+def _fill(b: "AlpacaBroker", u: Update) -> bool:
+    "An execution, told once."
+    with b._lock:
+        if u.exec_id and u.exec_id in b._execs:
+            b.stats.duplicates += 1
+            return False
+        if u.exec_id: b._execs.add(u.exec_id)
+        b._known.setdefault(u.client_id, Known(u.client_id)).told += u.qty
+        b._inbox.put(u)
+        return True
 
-    def _message(self, raw: bytes) -> None:
-        "One frame of the update stream; an unreadable one is counted, told, and leads to a comparison."
+# %% ../../nbs/broker/03_alpaca.ipynb #e12fc2d7
+def _market_open(b: "AlpacaBroker") -> tuple[str, str] | None:
+    "The venue's clock, asked for this very order; None when the market is open."
+    a = _request(b, "get", "/clock")
+    if a.status == 0: return NO_LINE, f"market clock: no answer ({a.text[:60]}); not sent"
+    if not a.ok or not isinstance(a.body, dict): return "clock_unavailable", f"market clock: {a.status} {a.text[:60]}; not sent"
+    if a.body.get("is_open") is True: return None
+    return "market_closed", f"market closed, next open {a.body.get('next_open')}"
+
+def _gate(b: "AlpacaBroker", i: Intent) -> tuple[str, str] | None:
+    "What keeps an entry from being sent; exits pass."
+    if i.purpose is not Purpose.ENTRY: return None
+    if not b._stream_up.is_set(): return "updates_down", "order updates are down: no entries until they are back"
+    return None if "/" in i.symbol else _market_open(b)
+
+# %% ../../nbs/broker/03_alpaca.ipynb #0470d671
+def _submit(b: "AlpacaBroker", i: Intent) -> None:
+    "Send one order, once."
+    k = b._known[i.id]
+    try: why = _gate(b, i)
+    except Exception as e: why = ("internal", f"{type(e).__name__}: {e}")  # nothing was sent: a definite refusal
+    if why is not None and why[0] == NO_LINE:
+        k.done.set()
+        return _no_answer(b, i.id, why[1])
+    if why is not None: return _reject(b, i.id, *why)
+    if not wait_for(b._budget, i.purpose is not Purpose.ENTRY, 10.0 if i.purpose is not Purpose.ENTRY else 0.0):
+        return _reject(b, i.id, "rate_budget", f"{b._budget.used} requests in the last minute: not sent")
+    b.stats.requests += 1
+    b.stats.submits += 1
+    k.sent_at = time.monotonic()
+    a = ask(b._client, "post", "/orders", order_body(i))
+    try: _answered(b, i, a)
+    finally: k.done.set()
+
+# %% ../../nbs/broker/03_alpaca.ipynb #32531a9d
+def _answered(b: "AlpacaBroker", i: Intent, a: Answer) -> None:
+    "What the answer to a submit proves."
+    if a.ok and isinstance(a.body, dict) and a.body.get("id"):
+        o = read_order({**a.body, "client_order_id": a.body.get("client_order_id") or i.id})
+        _learn(b, o)
+        if state_of(o) is OrderState.REJECTED: return _reject(b, i.id, "venue_rejected", o.status)
+        return _ack(b, o)
+    if not a.refused: return _no_answer(b, i.id, a.text or f"HTTP {a.status}")
+    reason, said = refusal(a.status, a.body)
+    if reason == DUPLICATE: return b._lanes.put(("look", i.id), _query, b, i.id)  # evidence that it exists
+    if a.status == 429: b._budget.rest(retry_after(a.headers, time.time()) or 1.0)
+    if reason == "keys": _tell(b, "warning", f"Alpaca refuses the keys: {said}")
+    _reject(b, i.id, reason, said)
+
+def _look_up(b: "AlpacaBroker", client_id: str) -> Answer:
+    return _repeat(b, "get", "/orders:by_client_order_id", {"client_order_id": client_id}, urgent=True)
+
+# %% ../../nbs/broker/03_alpaca.ipynb #d39f1688
+def _cancel(b: "AlpacaBroker", client_id: str) -> None:
+    "Cancel one order."
+    b.stats.cancels += 1
+    k = b._known.get(client_id)
+    venue_id = k.venue_id if k is not None else ""
+    if k is not None and k.state is OrderState.REJECTED: return _cancel_rejected(b, client_id, "rejected", "the order was refused")
+    if not venue_id:
+        a = _look_up(b, client_id)
+        if a.status == 404: return _cancel_rejected(b, client_id, "not_found", "no such order")
+        if not a.ok: return _no_answer(b, client_id, f"cancel: {a.text or a.status}")
+        venue_id = _learn(b, read_order(a.body)).venue_id
+    a = _repeat(b, "delete", f"/orders/{venue_id}", urgent=True)
+    if a.ok:
+        if not b._stream_up.is_set(): b._lanes.put(("look", client_id), _query, b, client_id)
+    elif a.refused and a.status != 429: _cancel_rejected(b, client_id, "not_cancelable" if a.status == 422 else "not_found", a.text)
+    else: _no_answer(b, client_id, f"cancel: {a.text or a.status}")
+
+def _cancel_rejected(b: "AlpacaBroker", client_id: str, reason: str, text: str) -> None:
+    b._inbox.put(Update(b._clock(), client_id, UpdateKind.CANCEL_REJECTED, reason=reason, text=text))
+
+# %% ../../nbs/broker/03_alpaca.ipynb #9670e506
+def _query(b: "AlpacaBroker", client_id: str) -> None:
+    "What became of an order: its executions, then its state. Absence is believed only after the submit had time to arrive."
+    k = b._known.get(client_id)
+    sent = k is not None and k.sent_at > 0
+    if k is not None and sent: k.done.wait(b.cfg.connect_timeout_s + b.cfg.read_timeout_s + 1)
+    a = _look_up(b, client_id)
+    while a.status == 404 and k is not None and sent and time.monotonic() < k.sent_at + b.cfg.settle_s and not b._closing.is_set():
+        b._closing.wait(min(0.5, max(0.01, k.sent_at + b.cfg.settle_s - time.monotonic())))
+        a = _look_up(b, client_id)
+    if a.status == 404: b._inbox.put(Update(b._clock(), client_id, UpdateKind.NOT_FOUND, reason="not_found", text=a.text))
+    elif a.ok: _report(b, read_order(a.body), "looked_up")
+    else: _no_answer(b, client_id, f"look-up: {a.text or a.status}")
+
+def _report(b: "AlpacaBroker", o: AlpacaOrder, reason: str) -> None:
+    "Hand over what a look-up found; missing executions first."
+    k = _learn(b, o)
+    if o.filled > k.told: _recover(b, (o.submitted or day_start(b._clock())) - 1_000_000_000, {o.id})
+    k.state, k.acked = state_of(o), True
+    b._inbox.put(status_update(o, b._clock(), reason))
+
+# %% ../../nbs/broker/03_alpaca.ipynb #34a5bf59
+def _recover(b: "AlpacaBroker", after: int, venue_ids: Iterable[str] | None = None) -> None:
+    "Executions the stream did not bring."
+    wanted = None if venue_ids is None else set(venue_ids)
+    for f in executions(b, after):
+        client_id = b._by_venue.get(f.order_id, "")
+        if not client_id or (wanted is not None and f.order_id not in wanted): continue
+        with b._lock:
+            if f.exec_id in b._execs: continue
+            b.stats.recovered += 1
+            _fill(b, fill_update(f, client_id))
+
+# %% ../../nbs/broker/03_alpaca.ipynb #cc9efb54
+def _listen(b: "AlpacaBroker") -> None:
+    backoff, first = Backoff(b.cfg.first_wait_s, b.cfg.most_wait_s), True
+    while not b._closing.is_set():
+        try: ws = b._open_stream()
+        except (BrokerError, FeedError) as e:
+            wait = b.cfg.most_wait_s if isinstance(e, BrokerError) and "refused the keys" in str(e) else backoff.next()
+            if str(b._stream_error) != str(e): _tell(b, "down", f"order updates: {e}; asking again in {wait:.1f} s")
+            b._stream_error = e
+            b._closing.wait(wait)
+            continue
+        backoff.reset()
+        b._stream_error = None
+        b._stream_up.set()
+        _tell(b, "up", "order updates are up")
+        if not first:
+            b.stats.reconnects += 1
+            b._lanes.put("catch-up", _catch_up, b)
+        first = False
+        why = _hear(b, ws)
+        b._stream_up.clear()
+        ws.close()
+        if not b._closing.is_set():
+            _tell(b, "down", f"order updates: {why}")
+            b._closing.wait(backoff.next())
+
+# %% ../../nbs/broker/03_alpaca.ipynb #a0016482
+def _hear(b: "AlpacaBroker", ws: WebSock) -> str:
+    "Read updates until the stream ends; why it did."
+    compared = time.monotonic()
+    while not b._closing.is_set():
+        now = time.monotonic()
+        if now - ws.pinged >= b.cfg.ping_s:
+            if ws.ponged < ws.pinged and ws.heard < ws.pinged: return f"no sign of life for {b.cfg.ping_s:g} s"
+            ws.ping()
+        if now - compared >= b.cfg.reconcile_s:
+            compared = now
+            b._lanes.put("catch-up", _catch_up, b)
         try:
-            d = orjson.loads(raw)
-            if isinstance(d, dict) and d.get("stream") == "trade_updates": self._event(read_event(d.get("data")))
-        except (orjson.JSONDecodeError, BrokerError) as e:
-            self.stats.unreadable += 1
-            self._tell("warning", f"unreadable order update ({type(e).__name__}); comparing orders instead")
-            self._lanes.put("catch-up", self._catch_up)
+            if not ws.wait(0.2) or not ws.pump(): continue
+        except SocketError as e: return str(e)
+        for m in ws.messages(): _message(b, payload(m))
+    return "closed by us"
 
-    def _event(self, e: TradeEvent) -> None:
-        "One event as evidence."
-        o, u = e.order, event_update(e, self._clock())
-        with self._lock:
-            k = self._learn(o)
-            if e.position is not None and u.kind is UpdateKind.FILL: self._last_fill[o.symbol] = (time.monotonic(), e.position, u.px)
-            if u.kind is UpdateKind.REJECT and k.state is OrderState.REJECTED: return  # the answer to the submit has said so
-            if u.kind is not UpdateKind.REJECT: self._ack(o, u.ts)
-            if u.kind is UpdateKind.FILL: self._fill(u)
-            elif u.kind is not UpdateKind.ACK: self._inbox.put(u)
-            k.state = state_of(o)
-            self.stats.events += 1
+# %% ../../nbs/broker/03_alpaca.ipynb #d34d70c9
+def _message(b: "AlpacaBroker", raw: bytes) -> None:
+    "One frame of the update stream; an unreadable one is counted, told, and leads to a comparison."
+    try:
+        d = orjson.loads(raw)
+        if isinstance(d, dict) and d.get("stream") == "trade_updates": _event(b, read_event(d.get("data")))
+    except (orjson.JSONDecodeError, BrokerError) as e:
+        b.stats.unreadable += 1
+        _tell(b, "warning", f"unreadable order update ({type(e).__name__}); comparing orders instead")
+        b._lanes.put("catch-up", _catch_up, b)
 
-    # ---- comparing
-    def _catch_up(self) -> None:
-        "Tell what changed while nobody listened: executions, then states."
-        since = self._since - 60_000_000_000
-        now = self._clock()
-        try:
-            live = {k.client_id for k in list(self._known.values()) if k.state not in TERMINAL}
-            if not live: return
-            orders = [o for o in self._orders("all", min(since, now)) if o.client_id in live]
-            for o in orders: self._learn(o)
-            self._recover(since)
-            for o in orders:
-                k = self._known[o.client_id]
-                if not k.done.is_set() and k.sent_at and k.state is None: continue  # its submit has no answer yet
-                if state_of(o) is not k.state or o.filled > k.told: self._report(o, "compared")
-        except BrokerError as e: self._tell("warning", f"comparison with Alpaca failed: {e}")
+def _event(b: "AlpacaBroker", e: TradeEvent) -> None:
+    "One event as evidence."
+    o, u = e.order, event_update(e, b._clock())
+    with b._lock:
+        k = _learn(b, o)
+        if e.position is not None and u.kind is UpdateKind.FILL: b._last_fill[o.symbol] = (time.monotonic(), e.position, u.px)
+        if u.kind is UpdateKind.REJECT and k.state is OrderState.REJECTED: return  # the answer to the submit has said so
+        if u.kind is not UpdateKind.REJECT: _ack(b, o, u.ts)
+        if u.kind is UpdateKind.FILL: _fill(b, u)
+        elif u.kind is not UpdateKind.ACK: b._inbox.put(u)
+        k.state = state_of(o)
+        b.stats.events += 1
 
-    def _orders(self, status: str, after: int) -> list[AlpacaOrder]:
-        "Orders with their legs, oldest first, all pages."
-        out: dict[str, AlpacaOrder] = {}
-        while True:
-            query = {"status": status, "limit": 500, "nested": "true", "direction": "asc"} | ({"after": rfc3339(after)} if after > 0 else {})
-            page = [read_order(d) for d in self._get("/orders", query, what="orders")]
-            fresh = [o for o in page if o.id not in out]
-            out.update((o.id, o) for o in fresh)
-            if len(page) < 500 or not fresh: return flatten(list(out.values()))
-            after = max(o.submitted for o in page) - 1
+# %% ../../nbs/broker/03_alpaca.ipynb #7b9f6360
+def _catch_up(b: "AlpacaBroker") -> None:
+    "Tell what changed while nobody listened: executions, then states."
+    since = b._since - 60_000_000_000
+    now = b._clock()
+    try:
+        live = {k.client_id for k in list(b._known.values()) if k.state not in TERMINAL}
+        if not live: return
+        orders = [o for o in _orders(b, "all", min(since, now)) if o.client_id in live]
+        for o in orders: _learn(b, o)
+        _recover(b, since)
+        for o in orders:
+            k = b._known[o.client_id]
+            if not k.done.is_set() and k.sent_at and k.state is None: continue  # its submit has no answer yet
+            if state_of(o) is not k.state or o.filled > k.told: _report(b, o, "compared")
+    except BrokerError as e: _tell(b, "warning", f"comparison with Alpaca failed: {e}")
 
-    def _read_all(self, ts: int) -> tuple[Any, Any, list[AlpacaOrder], list[AlpacaOrder], list[FillActivity]]:
-        "The five parts of a picture, at once."
-        start, go = day_start(ts), self._beside
-        jobs = (go(self._get, "/account", None, "account"), go(self._get, "/positions", None, "positions"), go(self._orders, "open", 0),
-                go(self._orders, "all", start), go(self.activities, start))
-        a, p, o, d, f = [j.result() for j in jobs]
-        return a, p, o, d, f
+# %% ../../nbs/broker/03_alpaca.ipynb #09c28ef1
+def _orders(b: "AlpacaBroker", status: str, after: int) -> list[AlpacaOrder]:
+    "Orders with their legs, oldest first, all pages."
+    out: dict[str, AlpacaOrder] = {}
+    while True:
+        query = {"status": status, "limit": 500, "nested": "true", "direction": "asc"} | ({"after": rfc3339(after)} if after > 0 else {})
+        page = [read_order(d) for d in _get(b, "/orders", query, what="orders")]
+        fresh = [o for o in page if o.id not in out]
+        out.update((o.id, o) for o in fresh)
+        if len(page) < 500 or not fresh: return flatten(list(out.values()))
+        after = max(o.submitted for o in page) - 1
 
-    def _beside(self, fn: Callable[..., Any], *args: Any) -> "Future[Any]":
-        "Run on a thread of its own: a picture may itself be taken on one of the pool's."
-        out: Future[Any] = Future()
-        def run() -> None:
-            try: out.set_result(fn(*args))
-            except Exception as e: out.set_exception(e)  # raised again where the result is taken
-        threading.Thread(target=run, name="scalp-picture", daemon=True).start()
-        return out
+def _read_all(b: "AlpacaBroker", ts: int) -> tuple[Any, Any, list[AlpacaOrder], list[AlpacaOrder], list[FillActivity]]:
+    "The five parts of a picture, at once."
+    start = day_start(ts)
+    jobs = (_beside(_get, b, "/account", None, "account"), _beside(_get, b, "/positions", None, "positions"), _beside(_orders, b, "open", 0),
+            _beside(_orders, b, "all", start), _beside(executions, b, start))
+    a, p, o, d, f = [j.result() for j in jobs]
+    return a, p, o, d, f
 
-    def _settled(self, ts: int) -> BrokerState:
-        "A picture; waits out the lag of the positions where executions and positions visibly differ."
-        until = time.monotonic() + self.cfg.position_lag_s
-        while True:
-            account, raw, working, day, fills = self._read_all(ts)
-            for o in (*working, *day): self._learn(o)
-            updates = self._with_clients(fills)
-            positions = self._positions(raw)
-            if time.monotonic() >= until or self._closing.is_set() or not self._lagging(positions, fills): break
-            time.sleep(min(0.5, self.cfg.position_lag_s))
-        return BrokerState(read_account(account, ts), positions, tuple(broker_order(o) for o in working if state_of(o) not in TERMINAL), updates)
+# %% ../../nbs/broker/03_alpaca.ipynb #083440f9
+def _beside(fn: Callable[..., Any], *args: Any) -> "Future[Any]":
+    "Run on a thread of its own: a picture may itself be taken on one of the pool's."
+    out: Future[Any] = Future()
+    def run() -> None:
+        try: out.set_result(fn(*args))
+        except Exception as e: out.set_exception(e)  # raised again where the result is taken
+    threading.Thread(target=run, name="scalp-picture", daemon=True).start()
+    return out
 
-    def _with_clients(self, fills: list[FillActivity]) -> tuple[Update, ...]:
-        "The day's executions under our ids; an order of an earlier day is looked up."
-        for venue_id in {f.order_id for f in fills} - self._by_venue.keys():
-            self._learn(read_order(self._get(f"/orders/{venue_id}", what="order")))
-        return tuple(fill_update(f, self._by_venue[f.order_id]) for f in fills)
+def _settled(b: "AlpacaBroker", ts: int) -> BrokerState:
+    "A picture; waits out the lag of the positions where executions and positions visibly differ."
+    until = time.monotonic() + b.cfg.position_lag_s
+    while True:
+        account, raw, working, day, fills = _read_all(b, ts)
+        for o in (*working, *day): _learn(b, o)
+        updates = _with_clients(b, fills)
+        positions = _positions(b, raw)
+        if time.monotonic() >= until or b._closing.is_set() or not _lagging(b, positions, fills): break
+        time.sleep(min(0.5, b.cfg.position_lag_s))
+    return BrokerState(read_account(account, ts), positions, tuple(broker_order(o) for o in working if state_of(o) not in TERMINAL), updates)
 
-    def _positions(self, raw: Any) -> tuple[tuple[str, Decimal, Decimal], ...]:
-        "Positions, brought up to the last execution the stream told of."
-        found = {s: (q, px) for s, q, px in (read_position(d) for d in raw)}
-        for s, (at, qty, px) in list(self._last_fill.items()):
-            if time.monotonic() - at > self.cfg.position_lag_s: continue
-            if qty != found.get(s, (Decimal(0), px))[0]: found[s] = (qty, found.get(s, (qty, px))[1])
-        return tuple((s, q, px) for s, (q, px) in sorted(found.items()) if q)
+# %% ../../nbs/broker/03_alpaca.ipynb #eb95366a
+def _with_clients(b: "AlpacaBroker", fills: list[FillActivity]) -> tuple[Update, ...]:
+    "The day's executions under our ids; an order of an earlier day is looked up."
+    for venue_id in {f.order_id for f in fills} - b._by_venue.keys():
+        _learn(b, read_order(_get(b, f"/orders/{venue_id}", what="order")))
+    return tuple(fill_update(f, b._by_venue[f.order_id]) for f in fills)
 
-    def _lagging(self, positions: tuple[tuple[str, Decimal, Decimal], ...], fills: list[FillActivity]) -> bool:
-        "Is there a fresh execution, unknown to the stream, that the positions do not show? True for accounts that were flat overnight."
-        fresh = {f.symbol for f in fills if f.ts > self._clock() - int(self.cfg.position_lag_s * 1e9) and f.symbol not in self._last_fill}
-        held = {s: q for s, q, _ in positions}
-        return any(sum((f.qty * f.side for f in fills if f.symbol == s), Decimal(0)) != held.get(s, Decimal(0)) for s in fresh)
+def _positions(b: "AlpacaBroker", raw: Any) -> tuple[tuple[str, Decimal, Decimal], ...]:
+    "Positions, brought up to the last execution the stream told of."
+    found = {s: (q, px) for s, q, px in (read_position(d) for d in raw)}
+    for s, (at, qty, px) in list(b._last_fill.items()):
+        if time.monotonic() - at > b.cfg.position_lag_s: continue
+        if qty != found.get(s, (Decimal(0), px))[0]: found[s] = (qty, found.get(s, (qty, px))[1])
+    return tuple((s, q, px) for s, (q, px) in sorted(found.items()) if q)
 
-    def _learn_assets(self) -> None:
-        "What may be done with each symbol of the universe."
-        for s in self.universe.symbols:
-            if self._closing.is_set(): return
-            a = self._repeat("get", f"/assets/{s.replace('/', '%2F')}")
-            if a.ok and isinstance(a.body, dict): self._assets[s] = read_asset(a.body)
-            elif a.status == 404: self._assets[s] = Asset(False, False, False)
-            if s in self._assets and not self._assets[s].tradable: self._tell("warning", f"{s} is not tradable at Alpaca", s)
+def _lagging(b: "AlpacaBroker", positions: tuple[tuple[str, Decimal, Decimal], ...], fills: list[FillActivity]) -> bool:
+    "Is there a fresh execution, unknown to the stream, that the positions do not show? True for accounts that were flat overnight."
+    fresh = {f.symbol for f in fills if f.ts > b._clock() - int(b.cfg.position_lag_s * 1e9) and f.symbol not in b._last_fill}
+    held = {s: q for s, q, _ in positions}
+    return any(sum((f.qty * f.side for f in fills if f.symbol == s), Decimal(0)) != held.get(s, Decimal(0)) for s in fresh)
+
+# %% ../../nbs/broker/03_alpaca.ipynb #f4aeabac
+def _learn_assets(b: "AlpacaBroker") -> None:
+    "What may be done with each symbol of the universe."
+    for s in b.universe.symbols:
+        if b._closing.is_set(): return
+        a = _repeat(b, "get", f"/assets/{s.replace('/', '%2F')}")
+        if a.ok and isinstance(a.body, dict): b._assets[s] = read_asset(a.body)
+        elif a.status == 404: b._assets[s] = Asset(False, False, False)
+        if s in b._assets and not b._assets[s].tradable: _tell(b, "warning", f"{s} is not tradable at Alpaca", s)

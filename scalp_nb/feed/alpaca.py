@@ -8,6 +8,7 @@ __all__ = ['Channel', 'STREAMS', 'STREAM_URL', 'BAR_CHANNELS', 'AlpacaFeedConfig
            'status_effect', 'capabilities_of', 'AlpacaFeed']
 
 # %% ../../nbs/feed/21_alpaca.ipynb #8ab63d0a
+import functools
 import select
 import time
 from collections import deque
@@ -255,7 +256,7 @@ class AlpacaFeed:
     # ---- the Feed protocol
     def start(self, now: int) -> None:
         "Connect and begin to subscribe; blocks at most three times connect_timeout_s. A taken connection is waited for afterwards."
-        self._open(now)
+        _open(self, now)
         self._dialer.begin()
         until = time.monotonic() + 3 * self.cfg.connect_timeout_s
         while (result := self._dialer.take()) is None:
@@ -264,22 +265,22 @@ class AlpacaFeed:
                 raise FeedError("Alpaca's stream did not answer", url_of(self.cfg), next_step="check the network")
             time.sleep(0.002)
         if result[1] is not None and not isinstance(result[1], FeedBusy): raise result[1]
-        self._dialed(result)
+        _dialed(self, result)
 
     def read(self, timeout_s: float) -> Rows:
         "Rows that arrived; returns early when bars, news or a watched descriptor wait for the session."
         until = time.monotonic() + timeout_s
         while True:
-            self._drain()
+            _drain(self)
             now = time.monotonic()
-            if now - self._link.looked >= 0.05: self._upkeep(now)
+            if now - self._link.looked >= 0.05: _upkeep(self, now)
             if self._decoder.waiting:
                 rows = self._decoder.take_rows()
                 self.stats.rows += len(rows)
                 return rows
             left = until - now
             if left <= 0 or self._news or (self._bars and "backfill" not in self._jobs): return self._decoder.take_rows()
-            if self._wait(min(left, 0.05)): return self._decoder.take_rows()
+            if _wait(self, min(left, 0.05)): return self._decoder.take_rows()
 
     def bars(self) -> Bars:
         "Bars since the last call; held back while missed bars are being fetched, so that they come in order."
@@ -324,238 +325,249 @@ class AlpacaFeed:
         return got
 
     # ---- socket
-    def _wait(self, timeout_s: float) -> bool:
-        "Sleep until the socket or a watched descriptor speaks; True for the latter."
-        ws = self._link.ws
-        if ws is not None and ws.wait(0): return False
-        ready = self._poller.poll(timeout_s * 1000)
-        return any(fd in self._wakes for fd, _ in ready)
-
-    def _drain(self) -> None:
-        "Decode what has arrived."
-        ws = self._link.ws
-        if ws is None: return
-        try: came = ws.pump()
-        except SocketError as e: return self._lost(str(e))
-        if not came: return
-        recv, stats, frame = self._clock(), self.stats, self._decoder.frame
-        self._decoder.trim()
-        for m in ws.messages():
-            stats.frames += 1
-            stats.bytes += m[2]
-            if self._tape is not None: self._tape.add(recv, payload(m))
-            if m[2] > 65_536: self._decoder.trim()
-            for other in frame(m[1], m[2], recv) if m[0] == BINARY else self._text(ws, m, recv): self._control(other, recv)
-        self._collect()
-
-    def _text(self, ws: WebSock, m: Message, recv: int) -> list[dict[str, Any]]:
-        "A JSON frame the slow way."
-        try: return [x for one in parse(ws, m) for x in self._decoder.put(one, recv)]
-        except FeedError:
-            self._decoder.malformed += 1
-            return []
-
-    def _collect(self) -> None:
-        "Take decoded bars over, and keep the counters."
-        d = self._decoder
-        bars = d.take_bars()
-        if len(bars): self._bars.append(bars)
-        self.stats.messages, self.stats.unknown, self.stats.dropped_rows, self.stats.malformed = d.messages, d.unknown, d.dropped, d.malformed
-
-    def _tell(self, kind: str, text: str, symbol: str = "") -> None:
-        self._news.append(LinkNews(self._clock(), kind, text, symbol))
-
     # ---- messages that are no prices
-    def _control(self, m: dict[str, Any], recv: int) -> None:
-        kind = m.get("T")
-        if kind == "s": self._status(m, recv)
-        elif kind == "l": self._band(m)
-        elif kind == "subscription": self._subscribed()
-        elif kind == "error": self._refused(int(m.get("code", 0)), str(m.get("msg", "")))
-        elif kind in ("c", "x"): self.stats.corrections += 1
-        elif kind in ("success", "d", "i", "n"): pass  # greetings, daily bars, imbalances and news carry nothing a row has room for
-        else: self.stats.unknown += 1
-
-    def _status(self, m: dict[str, Any], recv: int) -> None:
-        symbol, code = str(m.get("S", "")), str(m.get("sc", ""))
-        effect = status_effect(code)
-        if symbol not in self.universe.symbols or effect is None: return
-        sym, text = self.universe.index(symbol), f"{symbol}: {m.get('sm') or _HALTS.get(code) or _RESUMES.get(code) or 'status ' + code}"
-        if m.get("rm"): text += f" ({m['rm']})"
-        if effect and code not in _HALTS: text += f"; status code {code!r} is unknown and treated as a halt"
-        book = self._decoder.books
-        if effect: book["flags"][sym] |= FLAG_HALT
-        else: book["flags"][sym] &= ~FLAG_HALT
-        self._halted.pop(sym, None)
-        try: ts = time_ns(m.get("t"))
-        except FeedError: ts = recv
-        self._decoder.emit(sym, ts, recv)
-        self._tell("halt" if effect else "resume", text, symbol)
-
-    def _band(self, m: dict[str, Any]) -> None:
-        try: self.bands[str(m["S"])] = (float(m["d"]), float(m["u"]))
-        except (KeyError, TypeError, ValueError): self._decoder.malformed += 1
-
-    def _subscribed(self) -> None:
-        if not self._link.unanswered: return
-        self._link.unanswered.popleft()
-        if self._link.batches or self._link.unanswered: return
-        covered = len(self.universe) - len(self.uncovered)
-        self._tell("subscribed", f"{covered} of {len(self.universe)} symbols are streamed")
-        self._bars_only()
-
-    def _bars_only(self) -> None:
-        "Say which symbols have bars but no live quotes."
-        limit = limit_of(self.cfg)
-        late = [s for s in self.universe.symbols[limit:] if s not in self.uncovered] if limit else []
-        if late and set(channels_of(self.cfg)) - set(BAR_CHANNELS):
-            text = f"the plan streams quotes and trades of {limit} symbols; {', '.join(late)} have live bars only, quotes once a minute"
-            self._tell("uncovered", text)
-            self._poll_quotes = tuple(late)
-
-    def _refused(self, code: int, text: str) -> None:
-        "An error message on an open stream."
-        self.stats.error(code)
-        batch = self._link.unanswered.popleft() if code in (400, 405, 410) and self._link.unanswered else None
-        if batch is not None and code != 405 and len(batch.symbols) > 1:
-            self._link.batches.extend(Batch((s,), batch.channels) for s in batch.symbols)  # one of them is bad: ask one by one
-        elif batch is not None:
-            self.uncovered += tuple(s for s in batch.symbols if s not in self.uncovered)
-            why = "symbol limit exceeded" if code == 405 else f"refused: {code} {text}"
-            self._tell("uncovered", f"{', '.join(batch.symbols)} not streamed ({why}); bars and quotes are fetched once a minute")
-            if not self._link.batches and not self._link.unanswered:
-                self._tell("subscribed", f"{len(self.universe) - len(self.uncovered)} of {len(self.universe)} symbols are streamed")
-        elif code != 403: self._lost(f"{code} {text}", busy=code == 406)
-
     # ---- upkeep
     _poll_quotes: tuple[str, ...] = ()
 
-    def _upkeep(self, now: float) -> None:
-        "Everything that is due by the clock."
-        self._link.looked = now
-        if self._link.ws is None: self._redial(now)
-        else: self._tend(self._link.ws, now)
-        self._finish_jobs()
-        self._poll_uncovered()
-        if self._tape is not None and now - self._flushed > 1:
-            self._tape.flush()
-            self._flushed = int(now)
+# %% ../../nbs/feed/21_alpaca.ipynb #46fd0282
+def _wait(f: "AlpacaFeed", timeout_s: float) -> bool:
+    "Sleep until the socket or a watched descriptor speaks; True for the latter."
+    ws = f._link.ws
+    if ws is not None and ws.wait(0): return False
+    ready = f._poller.poll(timeout_s * 1000)
+    return any(fd in f._wakes for fd, _ in ready)
 
-    def _redial(self, now: float) -> None:
-        if self._dialer.busy:
-            result = self._dialer.take()
-            if result is not None: self._dialed(result)
-        elif now >= self._link.retry_at: self._dialer.begin()
+def _drain(f: "AlpacaFeed") -> None:
+    "Decode what has arrived."
+    ws = f._link.ws
+    if ws is None: return
+    try: came = ws.pump()
+    except SocketError as e: return _lost(f, str(e))
+    if not came: return
+    recv, stats, frame = f._clock(), f.stats, f._decoder.frame
+    f._decoder.trim()
+    for m in ws.messages():
+        stats.frames += 1
+        stats.bytes += m[2]
+        if f._tape is not None: f._tape.add(recv, payload(m))
+        if m[2] > 65_536: f._decoder.trim()
+        for other in frame(m[1], m[2], recv) if m[0] == BINARY else _text(f, ws, m, recv): _control(f, other, recv)
+    _collect(f)
 
-    def _dialed(self, result: tuple[WebSock | None, Exception | None]) -> None:
-        "An attempt to connect has ended."
-        ws, error = result
-        if ws is not None: return self._up(ws)
-        if error is not None and not isinstance(error, (FeedError, OSError)): raise error
-        wait = self._backoff.next()
-        if isinstance(error, FeedBusy): wait = self.cfg.busy_wait_s
-        if isinstance(error, FeedRefused): wait = self.cfg.most_wait_s
-        self._link.retry_at = time.monotonic() + wait
-        if self._link.down != str(error):
-            self._tell("down", f"{error}; asking again in {wait:.1f} s")
-            self._link.down = str(error)
+# %% ../../nbs/feed/21_alpaca.ipynb #a4a11ce6
+def _text(f: "AlpacaFeed", ws: WebSock, m: Message, recv: int) -> list[dict[str, Any]]:
+    "A JSON frame the slow way."
+    try: return [x for one in parse(ws, m) for x in f._decoder.put(one, recv)]
+    except FeedError:
+        f._decoder.malformed += 1
+        return []
 
-    def _up(self, ws: WebSock) -> None:
-        "A connection is there: subscribe, and fetch what was missed."
-        self.stats.connects += 1
-        again = self.stats.connects > 1
-        self._backoff.reset()
-        self._silence.reset()
-        self._link = _Link(ws, batches=deque(plan(self.universe.symbols, self.cfg)), seen=self._decoder.messages, looked=time.monotonic())
-        self._poller.register(ws.fd, select.POLLIN)
-        self.uncovered = ()
-        self._tell("up", f"{'reconnected to' if again else 'connected to'} {url_of(self.cfg)}")
-        if again:
-            self.stats.resubscribes += 1
-            if self._memory.last: self._job("backfill", self._missed, dict(self._memory.last), self._clock())
-        self._tend(ws, time.monotonic())
+def _collect(f: "AlpacaFeed") -> None:
+    "Take decoded bars over, and keep the counters."
+    d = f._decoder
+    bars = d.take_bars()
+    if len(bars): f._bars.append(bars)
+    f.stats.messages, f.stats.unknown, f.stats.dropped_rows, f.stats.malformed = d.messages, d.unknown, d.dropped, d.malformed
 
-    def _tend(self, ws: WebSock, now: float) -> None:
-        "Batches, pings, silence."
-        link = self._link
-        if link.batches and now >= link.next_batch:
-            batch = link.batches.popleft()
-            ws.send(orjson.dumps(batch.message()))
-            link.unanswered.append(batch)
-            link.next_batch = now + self.cfg.batch_gap_s
-        if now - ws.pinged >= self.cfg.ping_s:
-            if ws.ponged < ws.pinged and ws.heard < ws.pinged: return self._lost(f"no sign of life for {self.cfg.ping_s:g} s")
-            ws.ping()
-        heard, link.seen = self._decoder.messages != link.seen, self._decoder.messages
-        if self._silence.look(time.monotonic_ns(), heard, self._open(self._clock())):
-            self._lost(f"open but mute: no market event for {self._silence.limit_s:g} s while the market is open")
+def _tell(f: "AlpacaFeed", kind: str, text: str, symbol: str = "") -> None:
+    f._news.append(LinkNews(f._clock(), kind, text, symbol))
 
-    def _lost(self, why: str, busy: bool = False) -> None:
-        "The connection is gone."
-        ws = self._link.ws
-        if ws is None: return
-        self._poller.unregister(ws.fd)
-        ws.close()
-        wait = self.cfg.busy_wait_s if busy else self._backoff.next()
-        self._link = _Link(retry_at=time.monotonic() + wait, down=why, looked=time.monotonic())
-        self._decoder.gap()
-        halted = np.flatnonzero(self._decoder.books["flags"] & FLAG_HALT).tolist()
-        self._halted = {s: float(self._decoder.books["volume"][s]) for s in halted}
-        self._tell("down", f"{why}; connecting again in {wait:.1f} s")
+# %% ../../nbs/feed/21_alpaca.ipynb #e1d542de
+def _control(f: "AlpacaFeed", m: dict[str, Any], recv: int) -> None:
+    kind = m.get("T")
+    if kind == "s": _status(f, m, recv)
+    elif kind == "l": _band(f, m)
+    elif kind == "subscription": _subscribed(f)
+    elif kind == "error": _refused(f, int(m.get("code", 0)), str(m.get("msg", "")))
+    elif kind in ("c", "x"): f.stats.corrections += 1
+    elif kind in ("success", "d", "i", "n"): pass  # greetings, daily bars, imbalances and news carry nothing a row has room for
+    else: f.stats.unknown += 1
 
-    def _open(self, now: int) -> bool:
-        "Is the market open? Where nobody knows, silence is no alarm."
-        if self.cfg.source in ("crypto", "test"): return True
-        day = trading_day("US", now)
-        if str(day) != self._asked_day:
-            self._asked_day = str(day)
-            try:
-                s = session_for("US", day)
-                self._day = (s.open_ts, s.continuous_close_ts)
-            except CalendarError: self._day = (0, 0)
-        return self._day[0] <= now < self._day[1]
+def _status(f: "AlpacaFeed", m: dict[str, Any], recv: int) -> None:
+    symbol, code = str(m.get("S", "")), str(m.get("sc", ""))
+    effect = status_effect(code)
+    if symbol not in f.universe.symbols or effect is None: return
+    sym, text = f.universe.index(symbol), f"{symbol}: {m.get('sm') or _HALTS.get(code) or _RESUMES.get(code) or 'status ' + code}"
+    if m.get("rm"): text += f" ({m['rm']})"
+    if effect and code not in _HALTS: text += f"; status code {code!r} is unknown and treated as a halt"
+    book = f._decoder.books
+    if effect: book["flags"][sym] |= FLAG_HALT
+    else: book["flags"][sym] &= ~FLAG_HALT
+    f._halted.pop(sym, None)
+    try: ts = time_ns(m.get("t"))
+    except FeedError: ts = recv
+    f._decoder.emit(sym, ts, recv)
+    _tell(f, "halt" if effect else "resume", text, symbol)
 
-    # ---- requests on helper threads
-    def _job(self, name: str, fn: Callable[..., Any], *args: Any) -> None:
-        if name not in self._jobs: self._jobs[name] = self._pool.submit(fn, *args)
+# %% ../../nbs/feed/21_alpaca.ipynb #8834ec3d
+def _band(f: "AlpacaFeed", m: dict[str, Any]) -> None:
+    try: f.bands[str(m["S"])] = (float(m["d"]), float(m["u"]))
+    except (KeyError, TypeError, ValueError): f._decoder.malformed += 1
 
-    def _finish_jobs(self) -> None:
-        "Take over what helper threads have fetched."
-        for name in [n for n, f in self._jobs.items() if f.done()]:
-            try: bars, quotes = self._jobs.pop(name).result()
-            except FeedError as e:
-                self._tell("warning", f"{name} failed: {e}")
-                continue
-            if name == "backfill":
-                self.stats.backfilled += len(bars)
-                self._tell("backfill", f"{len(bars)} missed bars fetched")
-            if len(bars): self._bars.append(bars)
-            for symbol, q in quotes.items(): self._decoder.put({**q, "T": "q", "S": symbol}, self._clock())
-        for sym in [s for s, v in self._halted.items() if self._decoder.books["volume"][s] > v]: self._proved(sym)
+def _subscribed(f: "AlpacaFeed") -> None:
+    if not f._link.unanswered: return
+    f._link.unanswered.popleft()
+    if f._link.batches or f._link.unanswered: return
+    covered = len(f.universe) - len(f.uncovered)
+    _tell(f, "subscribed", f"{covered} of {len(f.universe)} symbols are streamed")
+    _bars_only(f)
 
-    def _proved(self, sym: int) -> None:
-        "A halt whose end we may have missed: the symbol trades."
-        del self._halted[sym]
-        self._decoder.books["flags"][sym] &= ~FLAG_HALT
-        self._tell("resume", f"{self.universe[sym].symbol}: trades again (the resumption itself was missed)", self.universe[sym].symbol)
+def _bars_only(f: "AlpacaFeed") -> None:
+    "Say which symbols have bars but no live quotes."
+    limit = limit_of(f.cfg)
+    late = [s for s in f.universe.symbols[limit:] if s not in f.uncovered] if limit else []
+    if late and set(channels_of(f.cfg)) - set(BAR_CHANNELS):
+        text = f"the plan streams quotes and trades of {limit} symbols; {', '.join(late)} have live bars only, quotes once a minute"
+        _tell(f, "uncovered", text)
+        f._poll_quotes = tuple(late)
 
-    def _missed(self, last: dict[int, int], now: int) -> tuple[Bars, dict[str, Any]]:
-        "Bars since each symbol's newest; one that was running when the line went down is fetched again."
-        start = max(min(last.values()), now - 7 * 24 * 60 * MINUTE)
-        return bars_between(self._client, self.universe, self.universe.symbols, start, now - MINUTE, self.cfg.source), {}
+# %% ../../nbs/feed/21_alpaca.ipynb #5e203b51
+def _refused(f: "AlpacaFeed", code: int, text: str) -> None:
+    "An error message on an open stream."
+    f.stats.error(code)
+    batch = f._link.unanswered.popleft() if code in (400, 405, 410) and f._link.unanswered else None
+    if batch is not None and code != 405 and len(batch.symbols) > 1:
+        f._link.batches.extend(Batch((s,), batch.channels) for s in batch.symbols)  # one of them is bad: ask one by one
+    elif batch is not None:
+        f.uncovered += tuple(s for s in batch.symbols if s not in f.uncovered)
+        why = "symbol limit exceeded" if code == 405 else f"refused: {code} {text}"
+        _tell(f, "uncovered", f"{', '.join(batch.symbols)} not streamed ({why}); bars and quotes are fetched once a minute")
+        if not f._link.batches and not f._link.unanswered:
+            _tell(f, "subscribed", f"{len(f.universe) - len(f.uncovered)} of {len(f.universe)} symbols are streamed")
+    elif code != 403: _lost(f, f"{code} {text}", busy=code == 406)
 
-    def _poll_uncovered(self) -> None:
-        "A few seconds after each minute: bars and quotes of what the stream does not carry."
-        now = self._clock()
-        minute = now // MINUTE
-        names = (*self.uncovered, *self._poll_quotes)
-        if not names or minute == self._polled_minute or now % MINUTE < self.cfg.poll_delay_s * 1e9 or not self._open(now): return
-        if "minute" in self._jobs: return
-        self._polled_minute = minute
-        self._job("minute", self._fetch_minute, self.uncovered, names, now)
+# %% ../../nbs/feed/21_alpaca.ipynb #8e412c45
+def _upkeep(f: "AlpacaFeed", now: float) -> None:
+    "Everything that is due by the clock."
+    f._link.looked = now
+    if f._link.ws is None: _redial(f, now)
+    else: _tend(f, f._link.ws, now)
+    _finish_jobs(f)
+    _poll_uncovered(f)
+    if f._tape is not None and now - f._flushed > 1:
+        f._tape.flush()
+        f._flushed = int(now)
 
-    def _fetch_minute(self, bar_symbols: tuple[str, ...], quote_symbols: tuple[str, ...], now: int) -> tuple[Bars, dict[str, Any]]:
-        bars = bars_between(self._client, self.universe, bar_symbols, now - 5 * MINUTE, now // MINUTE * MINUTE - MINUTE, self.cfg.source)
-        if self.cfg.source == "crypto": return bars, {}
-        found = self._client.get("/v2/stocks/quotes/latest", {"symbols": ",".join(quote_symbols), "feed": self.cfg.source})
-        return bars, dict(found.get("quotes") or {})
+def _redial(f: "AlpacaFeed", now: float) -> None:
+    if f._dialer.busy:
+        result = f._dialer.take()
+        if result is not None: _dialed(f, result)
+    elif now >= f._link.retry_at: f._dialer.begin()
+
+# %% ../../nbs/feed/21_alpaca.ipynb #5a45c055
+def _dialed(f: "AlpacaFeed", result: tuple[WebSock | None, Exception | None]) -> None:
+    "An attempt to connect has ended."
+    ws, error = result
+    if ws is not None: return _up(f, ws)
+    if error is not None and not isinstance(error, (FeedError, OSError)): raise error
+    wait = f._backoff.next()
+    if isinstance(error, FeedBusy): wait = f.cfg.busy_wait_s
+    if isinstance(error, FeedRefused): wait = f.cfg.most_wait_s
+    f._link.retry_at = time.monotonic() + wait
+    if f._link.down != str(error):
+        _tell(f, "down", f"{error}; asking again in {wait:.1f} s")
+        f._link.down = str(error)
+
+# %% ../../nbs/feed/21_alpaca.ipynb #d4778b17
+def _up(f: "AlpacaFeed", ws: WebSock) -> None:
+    "A connection is there: subscribe, and fetch what was missed."
+    f.stats.connects += 1
+    again = f.stats.connects > 1
+    f._backoff.reset()
+    f._silence.reset()
+    f._link = _Link(ws, batches=deque(plan(f.universe.symbols, f.cfg)), seen=f._decoder.messages, looked=time.monotonic())
+    f._poller.register(ws.fd, select.POLLIN)
+    f.uncovered = ()
+    _tell(f, "up", f"{'reconnected to' if again else 'connected to'} {url_of(f.cfg)}")
+    if again:
+        f.stats.resubscribes += 1
+        if f._memory.last: _job(f, "backfill", functools.partial(_missed, f), dict(f._memory.last), f._clock())
+    _tend(f, ws, time.monotonic())
+
+# %% ../../nbs/feed/21_alpaca.ipynb #4f09d04c
+def _tend(f: "AlpacaFeed", ws: WebSock, now: float) -> None:
+    "Batches, pings, silence."
+    link = f._link
+    if link.batches and now >= link.next_batch:
+        batch = link.batches.popleft()
+        ws.send(orjson.dumps(batch.message()))
+        link.unanswered.append(batch)
+        link.next_batch = now + f.cfg.batch_gap_s
+    if now - ws.pinged >= f.cfg.ping_s:
+        if ws.ponged < ws.pinged and ws.heard < ws.pinged: return _lost(f, f"no sign of life for {f.cfg.ping_s:g} s")
+        ws.ping()
+    heard, link.seen = f._decoder.messages != link.seen, f._decoder.messages
+    if f._silence.look(time.monotonic_ns(), heard, _open(f, f._clock())):
+        _lost(f, f"open but mute: no market event for {f._silence.limit_s:g} s while the market is open")
+
+# %% ../../nbs/feed/21_alpaca.ipynb #013e14f6
+def _lost(f: "AlpacaFeed", why: str, busy: bool = False) -> None:
+    "The connection is gone."
+    ws = f._link.ws
+    if ws is None: return
+    f._poller.unregister(ws.fd)
+    ws.close()
+    wait = f.cfg.busy_wait_s if busy else f._backoff.next()
+    f._link = _Link(retry_at=time.monotonic() + wait, down=why, looked=time.monotonic())
+    f._decoder.gap()
+    halted = np.flatnonzero(f._decoder.books["flags"] & FLAG_HALT).tolist()
+    f._halted = {s: float(f._decoder.books["volume"][s]) for s in halted}
+    _tell(f, "down", f"{why}; connecting again in {wait:.1f} s")
+
+def _open(f: "AlpacaFeed", now: int) -> bool:
+    "Is the market open? Where nobody knows, silence is no alarm."
+    if f.cfg.source in ("crypto", "test"): return True
+    day = trading_day("US", now)
+    if str(day) != f._asked_day:
+        f._asked_day = str(day)
+        try:
+            s = session_for("US", day)
+            f._day = (s.open_ts, s.continuous_close_ts)
+        except CalendarError: f._day = (0, 0)
+    return f._day[0] <= now < f._day[1]
+
+# %% ../../nbs/feed/21_alpaca.ipynb #ffd40e41
+def _job(f: "AlpacaFeed", name: str, fn: Callable[..., Any], *args: Any) -> None:
+    if name not in f._jobs: f._jobs[name] = f._pool.submit(fn, *args)
+
+def _finish_jobs(f: "AlpacaFeed") -> None:
+    "Take over what helper threads have fetched."
+    for name in [n for n, f in f._jobs.items() if f.done()]:
+        try: bars, quotes = f._jobs.pop(name).result()
+        except FeedError as e:
+            _tell(f, "warning", f"{name} failed: {e}")
+            continue
+        if name == "backfill":
+            f.stats.backfilled += len(bars)
+            _tell(f, "backfill", f"{len(bars)} missed bars fetched")
+        if len(bars): f._bars.append(bars)
+        for symbol, q in quotes.items(): f._decoder.put({**q, "T": "q", "S": symbol}, f._clock())
+    for sym in [s for s, v in f._halted.items() if f._decoder.books["volume"][s] > v]: _proved(f, sym)
+
+def _proved(f: "AlpacaFeed", sym: int) -> None:
+    "A halt whose end we may have missed: the symbol trades."
+    del f._halted[sym]
+    f._decoder.books["flags"][sym] &= ~FLAG_HALT
+    _tell(f, "resume", f"{f.universe[sym].symbol}: trades again (the resumption itself was missed)", f.universe[sym].symbol)
+
+# %% ../../nbs/feed/21_alpaca.ipynb #01814413
+def _missed(f: "AlpacaFeed", last: dict[int, int], now: int) -> tuple[Bars, dict[str, Any]]:
+    "Bars since each symbol's newest; one that was running when the line went down is fetched again."
+    start = max(min(last.values()), now - 7 * 24 * 60 * MINUTE)
+    return bars_between(f._client, f.universe, f.universe.symbols, start, now - MINUTE, f.cfg.source), {}
+
+def _poll_uncovered(f: "AlpacaFeed") -> None:
+    "A few seconds after each minute: bars and quotes of what the stream does not carry."
+    now = f._clock()
+    minute = now // MINUTE
+    names = (*f.uncovered, *f._poll_quotes)
+    if not names or minute == f._polled_minute or now % MINUTE < f.cfg.poll_delay_s * 1e9 or not _open(f, now): return
+    if "minute" in f._jobs: return
+    f._polled_minute = minute
+    _job(f, "minute", functools.partial(_fetch_minute, f), f.uncovered, names, now)
+
+def _fetch_minute(f: "AlpacaFeed", bar_symbols: tuple[str, ...], quote_symbols: tuple[str, ...], now: int) -> tuple[Bars, dict[str, Any]]:
+    bars = bars_between(f._client, f.universe, bar_symbols, now - 5 * MINUTE, now // MINUTE * MINUTE - MINUTE, f.cfg.source)
+    if f.cfg.source == "crypto": return bars, {}
+    found = f._client.get("/v2/stocks/quotes/latest", {"symbols": ",".join(quote_symbols), "feed": f.cfg.source})
+    return bars, dict(found.get("quotes") or {})
