@@ -389,19 +389,7 @@ class Decoder:
         done = decode_frame(addr, length, self._at, recv)
         if done < 0: self.malformed += 1
         if done >= 0 and not self._ctx[_NO]: return []
-        return self._rest(addr, recv)
-
-    def _rest(self, addr: int, recv: int) -> list[dict[str, Any]]:
-        "Messages the kernel passed on."
-        out = []
-        for at, n in self._other[:self._ctx[_NO]].tolist():
-            try: m = unpack(ctypes.string_at(addr + at, n))
-            except Exception:  # whatever a damaged extension or string makes msgpack raise: counted, the rest is read
-                self.malformed += 1
-                continue
-            if isinstance(m, dict): out += self.put(m, recv)
-            else: self.malformed += 1
-        return out
+        return _rest(self, addr, recv)
 
     def trim(self) -> None:
         "Bound the memory: called before decoding when nobody has read for long."
@@ -423,38 +411,9 @@ class Decoder:
         self._ctx[_MSGS] += 1
         if sym < 0: self._ctx[_UNKNOWN] += 1
         else:
-            try: self._apply(str(kind), sym, m, recv)
+            try: _apply(self, str(kind), sym, m, recv)
             except (KeyError, TypeError, ValueError, FeedError): self.malformed += 1
         return []
-
-    def _apply(self, kind: str, sym: int, m: dict[str, Any], recv: int) -> None:
-        ts = time_ns(m["t"])
-        r = self.books[sym:sym + 1]
-        if kind in "bu":
-            values = (ts, *(float(m[k]) for k in ("o", "h", "l", "c")), float(m.get("v", math.nan)), float(m.get("vw", math.nan)),
-                      int(m.get("n", 0)), sym, BAR_UPDATED if kind == "u" else 0)
-            if self._ctx[_NB] >= len(self._bars): raise FeedError("bars waiting to be read", int(self._ctx[_NB]))
-            self._bars[self._ctx[_NB]] = values
-            self._ctx[_NB] += 1
-            return
-        if kind == "q":
-            sides: Sides = ([(float(m["bp"]), float(m["bs"]))], [(float(m["ap"]), float(m["as"]))])
-        elif kind == "o":
-            book = self._crypto.setdefault(sym, CryptoBook())
-            if not book.apply(m): return
-            sides = book.top()
-        else:
-            sides = ([], [])
-            r["ltp"], r["ltq"] = float(m["p"]), float(m["s"])
-            r["volume"] += float(m["s"])
-        if kind != "t": self._levels(r, sides)
-        self.emit(sym, ts, recv)
-
-    def _levels(self, r: Rows, sides: Sides) -> None:
-        for side, levels in zip(("bid", "ask"), sides, strict=True):
-            r[f"{side}_px"], r[f"{side}_qty"] = math.nan, 0.0
-            for k, (px, qty) in enumerate(levels):
-                if 0 < px < math.inf: r[f"{side}_px"][0, k], r[f"{side}_qty"][0, k] = px, max(qty, 0.0)
 
     def emit(
         self,
@@ -500,3 +459,47 @@ class Decoder:
         "Decode a frame given as bytes: for tapes and tests."
         buffer = np.frombuffer(frame, np.uint8)
         return self.frame(int(buffer.ctypes.data), len(frame), recv)
+
+# %% ../../nbs/feed/21_alpaca_wire.ipynb #84451588
+def _rest(d: "Decoder", addr: int, recv: int) -> list[dict[str, Any]]:
+    "Messages the kernel passed on."
+    out = []
+    for at, n in d._other[:d._ctx[_NO]].tolist():
+        try: m = unpack(ctypes.string_at(addr + at, n))
+        except Exception:  # whatever a damaged extension or string makes msgpack raise: counted, the rest is read
+            d.malformed += 1
+            continue
+        if isinstance(m, dict): out += d.put(m, recv)
+        else: d.malformed += 1
+    return out
+
+# %% ../../nbs/feed/21_alpaca_wire.ipynb #ca30bd18
+def _apply(d: "Decoder", kind: str, sym: int, m: dict[str, Any], recv: int) -> None:
+    ts = time_ns(m["t"])
+    r = d.books[sym:sym + 1]
+    if kind in "bu":
+        values = (ts, *(float(m[k]) for k in ("o", "h", "l", "c")), float(m.get("v", math.nan)), float(m.get("vw", math.nan)),
+                  int(m.get("n", 0)), sym, BAR_UPDATED if kind == "u" else 0)
+        if d._ctx[_NB] >= len(d._bars): raise FeedError("bars waiting to be read", int(d._ctx[_NB]))
+        d._bars[d._ctx[_NB]] = values
+        d._ctx[_NB] += 1
+        return
+    if kind == "q":
+        sides: Sides = ([(float(m["bp"]), float(m["bs"]))], [(float(m["ap"]), float(m["as"]))])
+    elif kind == "o":
+        book = d._crypto.setdefault(sym, CryptoBook())
+        if not book.apply(m): return
+        sides = book.top()
+    else:
+        sides = ([], [])
+        r["ltp"], r["ltq"] = float(m["p"]), float(m["s"])
+        r["volume"] += float(m["s"])
+    if kind != "t": _levels(d, r, sides)
+    d.emit(sym, ts, recv)
+
+# %% ../../nbs/feed/21_alpaca_wire.ipynb #48ad7729
+def _levels(d: "Decoder", r: Rows, sides: Sides) -> None:
+    for side, levels in zip(("bid", "ask"), sides, strict=True):
+        r[f"{side}_px"], r[f"{side}_qty"] = math.nan, 0.0
+        for k, (px, qty) in enumerate(levels):
+            if 0 < px < math.inf: r[f"{side}_px"][0, k], r[f"{side}_qty"][0, k] = px, max(qty, 0.0)
