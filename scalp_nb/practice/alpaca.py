@@ -18,7 +18,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -33,14 +33,14 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from ..broker.paper import EventLog, PaperConfig, hang_up, open_log
-from ..feed.depth import Rows
+from ..broker.paper import PaperConfig, hang_up, open_log
+from ..feed.errors import ScalpError
 from .alpaca_json import account_json, asset_json, bar_of, calendar_json, clock_json, fill_json, known_bars, known_quotes, known_trades
 from .alpaca_json import position_json, positions_at, quote_of, trade_of
-from .alpaca_orders import AlpacaTerms, Orders, Refused, Ticket, asset_id, bad_input, bad_order, cancel, find, find_client
-from .alpaca_orders import forbidden, open_orders, order_json, replace, reserved_qty, stamp, submit
+from .alpaca_orders import AlpacaTerms, Orders, Refused, Ticket, asset_id, bad_input, cancel, find, find_client
+from .alpaca_orders import open_orders, order_json, replace, stamp, submit
 from .alpaca_streams import Hub, attach_market, same, serve_line, show_status
-from .venue import Desk, PracticeError, Tape, bring, ground_truth, halt, last_price, note, open_desk, start_clock, step_clock
+from .venue import Desk, PracticeError, Tape, bring, ground_truth, halt, note, open_desk, start_clock, step_clock
 
 # %% ../../nbs/practice/05_alpaca.ipynb #f08e12fc
 @dataclass(frozen=True, slots=True)
@@ -150,17 +150,17 @@ def delete_position(api: Api, ask: Ask) -> Reply:
     return Reply(200, submit(api.orders, _closing(api, sym, p.qty, amount)))
 
 def _closing(api: Api, sym: int, held: Decimal, amount: Decimal) -> dict[str, Any]:
-    return {"symbol": api.desk.universe[sym].symbol, "qty": str(amount), "side": "sell" if held > 0 else "buy", "type": "market", "time_in_force": "day"}
+    side = "sell" if held > 0 else "buy"
+    return {"symbol": api.desk.universe[sym].symbol, "qty": str(amount), "side": side, "type": "market", "time_in_force": "day"}
 
 def delete_positions(api: Api, ask: Ask) -> Reply:
     "Close everything, cancelling first when asked to."
     if _flag(ask, "cancel_orders"): delete_orders(api, ask)
     out = []
     for s, p in positions_at(api.orders, api.desk.at).items():
-        status, answer = 200, Any
-        try: answer = submit(api.orders, _closing(api, s, p.qty, abs(p.qty)))
-        except Refused as e: status, answer = e.status, e.body
-        out.append({"symbol": api.desk.universe[s].symbol, "status": status, "body": answer})
+        try: one = {"status": 200, "body": submit(api.orders, _closing(api, s, p.qty, abs(p.qty)))}
+        except Refused as e: one = {"status": e.status, "body": e.body}
+        out.append({"symbol": api.desk.universe[s].symbol, **one})
     return Reply(207, out)
 
 # %% ../../nbs/practice/05_alpaca.ipynb #1e53cad7
@@ -175,7 +175,8 @@ def get_clock(api: Api, ask: Ask) -> Reply: return Reply(200, clock_json(api.des
 
 def get_calendar(api: Api, ask: Ask) -> Reply:
     today = dt.datetime.fromtimestamp(api.desk.at // 10**9, dt.UTC).date()
-    try: first, last = (dt.date.fromisoformat(ask.query[k][:10]) if k in ask.query else today + dt.timedelta(days=d) for k, d in (("start", -30), ("end", 30)))
+    usual = {k: str(today + dt.timedelta(days=d)) for k, d in (("start", -30), ("end", 30))}
+    try: first, last = (dt.date.fromisoformat(ask.query.get(k, usual[k])[:10]) for k in ("start", "end"))
     except ValueError: raise bad_input("invalid date format", 400) from None
     return Reply(200, calendar_json(first, last))
 
@@ -195,7 +196,7 @@ def get_activities(api: Api, ask: Ask) -> Reply:
     found = [fill_json(api.orders, u) for u in api.desk.venue.fills] if "FILL" in kinds.split(",") else []
     after, until = _time(ask, "after"), _time(ask, "until")
     day = ask.query.get("date")
-    found = [f for f, u in zip(found, api.desk.venue.fills)
+    found = [f for f, u in zip(found, api.desk.venue.fills[:len(found)], strict=True)
              if (after is None or u.ts > after) and (until is None or u.ts < until) and (not day or f["transaction_time"][:10] == day[:10])]
     if ask.query.get("direction", "desc") == "desc": found.reverse()
     ids, token = [f["id"] for f in found], ask.query.get("page_token")
@@ -332,7 +333,7 @@ def make_api(
     start: int | None = None,  # venue time at the start, ns UTC; None: the first row
 ) -> Api:
     "The venue without its server."
-    log, records, account_log = None, [], None
+    log, records, account_log = None, list[dict[str, Any]](), None
     if state is not None:
         state.mkdir(parents=True, exist_ok=True)
         account_log = state / "account.log"
@@ -350,14 +351,13 @@ def control(
 ) -> Reply:
     "The control endpoint."
     desk, what = api.desk, ask.path.removeprefix("/practice/")
-    if what == "clock": return Reply(200, {"now": desk.at, "origin": desk.clock.origin, "speed": desk.clock.speed, "last_row": int(desk.tape.rows["ts"][-1])})
-    if what == "events":
-        after = int(ask.query.get("after", "-1"))
-        return Reply(200, desk.events[after + 1:])
+    last = int(desk.tape.rows["ts"][-1])
+    if what == "clock": return Reply(200, {"now": desk.at, "origin": desk.clock.origin, "speed": desk.clock.speed, "last_row": last})
+    if what == "events": return Reply(200, desk.events[int(ask.query.get("after", "-1")) + 1:])
     if what == "truth": return Reply(200, truth(api))
     if ask.method != "POST": return Reply(404, {"message": "GET clock, events, truth; POST step, halt, fault"})
     try: return _act(api, what, ask.body)
-    except (KeyError, TypeError, ValueError, PracticeError) as e: return Reply(422, {"message": f"{type(e).__name__}: {e}"})
+    except (KeyError, TypeError, ValueError, ScalpError) as e: return Reply(422, {"message": f"{type(e).__name__}: {e}"})
 
 def _act(api: Api, what: str, body: dict[str, Any]) -> Reply:
     desk = api.desk
@@ -382,13 +382,19 @@ PUMP_S = 0.005  # real seconds between looks at the clock
 
 class Rest:
     "REST as an ASGI endpoint."
-    def __init__(self, api: Api, token: str) -> None: self.api, self._token = api, token
+    def __init__(self, api: Api, token: str, failed: Callable[[BaseException], None]) -> None:
+        self.api, self._token, self._failed = api, token, failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         raw = await request.body()
-        bring(self.api.desk)
-        reply = self._answer(request, raw)
+        try:
+            bring(self.api.desk)
+            reply = self._answer(request, raw)
+        except Exception as e:  # a defect of this server: the client sees a 500, the owner of the server the error
+            self._failed(e)
+            note(self.api.desk, "error", error=repr(e), path=request.url.path)
+            reply = Reply(500, {"code": 50010000, "message": "internal server error"})
         await _response(reply)(scope, receive, send)
 
     def _answer(self, request: Request, raw: bytes) -> Reply:
@@ -429,7 +435,7 @@ def make_app(
         pump = asyncio.ensure_future(_pump(api, failed))
         yield
         pump.cancel()
-    return Starlette(routes=[*(WebSocketRoute(p, line) for p in SOCKETS), Route("/{path:path}", Rest(api, token))], lifespan=lifespan)
+    return Starlette(routes=[*(WebSocketRoute(p, line) for p in SOCKETS), Route("/{path:path}", Rest(api, token, failed))], lifespan=lifespan)
 
 async def _pump(api: Api, failed: Callable[[BaseException], None]) -> None:
     "Bring the market forward, in slices that leave the sockets their turn."
@@ -437,6 +443,7 @@ async def _pump(api: Api, failed: Callable[[BaseException], None]) -> None:
         while True: await asyncio.sleep(0 if bring(api.desk, rows=500) >= 500 else PUMP_S)
     except Exception as e:
         failed(e)
+        note(api.desk, "error", error=repr(e), path="market")
         raise
 
 # %% ../../nbs/practice/05_alpaca.ipynb #c6e30448
@@ -508,7 +515,8 @@ def stop_server(
     hang_up(server.api.desk.venue)
     if server.api.orders.log is not None: server.api.orders.log.close()
     server._server = None
-    if server.error is not None: raise PracticeError("practice venue stopped", repr(server.error), next_step="report it: this is a defect") from server.error
+    if server.error is None: return
+    raise PracticeError("practice venue", repr(server.error), "no error of its own", "report this defect") from server.error
 
 def ask_control(
     server: PracticeServer,  # running

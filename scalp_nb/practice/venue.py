@@ -10,8 +10,8 @@ __all__ = ['Seen', 'Told', 'Task', 'PracticeError', 'PracticeClock', 'start_cloc
 # %% ../../nbs/practice/00_venue.ipynb #78dab7ca
 import math
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from decimal import Decimal
@@ -81,8 +81,7 @@ def _sessions(universe: Universe, rows: Rows) -> tuple[Session, ...]:
     venue, found = universe[0].venue, list[Session]()
     day, last = trading_day(venue, int(rows["ts"][0])), trading_day(venue, int(rows["ts"][-1]))
     while day <= last:
-        try: found.append(session_for(venue, day))
-        except MarketClosed: pass
+        with suppress(MarketClosed): found.append(session_for(venue, day))
         day += timedelta(days=1)
     return tuple(found)
 
