@@ -688,8 +688,8 @@ def _recount(o: Orders) -> None:
     for u in o.desk.venue.fills:
         t = o.tickets[u.client_id.partition("#")[0]]
         t.filled, t.value = t.filled + u.qty, t.value + u.qty * u.px
+    for kind in ("order", "client", "event") if o.tickets else (): o.counts[kind] = 1000 * len(o.tickets)  # beyond every id given out
     for t in o.tickets.values():
-        for kind in ("order", "client", "event"): o.counts[kind] = max(o.counts.get(kind, 0), 1000 * len(o.tickets))
         if not t.open: continue
         if t.filled >= t.qty: t.status, t.times["filled"] = "filled", o.desk.at
         elif t.filled: t.status = "partially_filled"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Seen', 'Told', 'Task', 'PracticeError', 'PracticeClock', 'start_clock', 'step_clock', 'Tape', 'make_tape',
            'synthetic_us', 'Desk', 'note', 'at_time', 'open_desk', 'bring', 'place', 'withdraw', 'best', 'last_price',
-           'session_at', 'halt', 'halted', 'ground_truth', 'reopen']
+           'session_at', 'halt', 'halted', 'ground_truth', 'reopen', 'seek']
 
 # %% ../../nbs/practice/00_venue.ipynb #78dab7ca
 import math
@@ -333,14 +333,23 @@ def ground_truth(
     return {"ts": desk.at, "cash": str(v.cash), "start_cash": str(v.cfg.cash), "positions": positions, "executions": fills}
 
 def reopen(
-    desk: Desk,  # closed here
-    log: Path,  # its log file
-) -> Desk:  # the same account, from the log alone
+    desk: Desk,  # its account is closed and opened again
+    log: Path,  # the account's log file
+) -> None:
     "What a restart of the venue's server leaves: the account from disk, the market where it is."
-    hang_up(desk.venue)
-    new = open_desk(desk.tape, desk.venue.cfg, desk.clock, log, desk.venue.fee)
-    new.venue.books[:] = desk.venue.books
-    new.at, new.cursor, new.bar, new.volume, new.halts, new.timers = desk.at, desk.cursor, desk.bar, desk.volume, desk.halts, desk.timers
-    new.n, new.events = desk.n, desk.events
-    new.on_row, new.on_update, new.on_bar = desk.on_row, desk.on_update, desk.on_bar
-    return new
+    old = desk.venue
+    hang_up(old)
+    desk.venue = new_venue(desk.universe, old.cfg, old.books, old.fee, log, old.ends)
+    resume(desk.venue, desk.at)
+
+def seek(
+    desk: Desk,  # not brought forward yet
+    ts: int,  # ns UTC
+) -> None:
+    "Begin in the middle of the tape: what is over is known, and no order of ours meets it again."
+    rows = desk.tape.rows
+    desk.cursor, desk.at = int(np.searchsorted(rows["ts"], ts, side="right")), ts
+    desk.bar = int(np.searchsorted(desk.tape.bars["ts"] + MINUTE, ts, side="right"))
+    for sym in range(len(desk.universe)):
+        seen = rows[:desk.cursor][rows["sym"][:desk.cursor] == sym]
+        if len(seen): desk.venue.books[sym], desk.volume[sym] = seen[-1], float(np.nanmax(np.append(seen["volume"], 0)))
