@@ -18,7 +18,8 @@ from .faults import CATALOGUE, Fault, decide
 from .venue import at_time, bring, halt, note, reopen
 
 # %% ../../nbs/practice/06_alpaca_wire.ipynb #c4cbac16
-HTML = b"<html>\r\n<head><title>%d %s</title></head>\r\n<body>\r\n<center><h1>%d %s</h1></center>\r\n<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"
+HTML = (b"<html>\r\n<head><title>%d %s</title></head>\r\n<body>\r\n"
+        b"<center><h1>%d %s</h1></center>\r\n<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n")
 _NAMES = {500: b"Internal Server Error", 502: b"Bad Gateway", 503: b"Service Temporarily Unavailable", 504: b"Gateway Time-out"}
 
 def html(
@@ -101,7 +102,8 @@ def update_gate(
             if f.fault == "update_swapped":
                 held.append(data)
                 at_time(api.desk, api.desk.at + 10**9, release)   # nothing may follow for a while
-            if f.fault == "update_late": at_time(api.desk, api.desk.at + int(f.number("seconds") * 1e9), lambda ts: send_update(api.hub, data))
+            if f.fault == "update_late":
+                at_time(api.desk, api.desk.at + int(f.number("seconds") * 1e9), lambda ts: send_update(api.hub, data))
             if data not in out: break
         return out
     return gate

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['Seen', 'Told', 'Task', 'PracticeError', 'PracticeClock', 'start_clock', 'step_clock', 'Tape', 'make_tape',
-           'synthetic_us', 'Desk', 'note', 'at_time', 'open_desk', 'bring', 'place', 'withdraw', 'best', 'last_price',
-           'session_at', 'halt', 'halted', 'ground_truth', 'reopen', 'seek']
+           'synthetic_us', 'recording_tape', 'bar_tape', 'Desk', 'note', 'at_time', 'open_desk', 'bring', 'place',
+           'withdraw', 'best', 'last_price', 'session_at', 'halt', 'halted', 'ground_truth', 'reopen', 'seek']
 
 # %% ../../nbs/practice/00_venue.ipynb #78dab7ca
 import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -120,6 +120,34 @@ def synthetic_us(
     rows["ts"] += shift
     rows["recv"] += shift
     return make_tape(rows, Universe("us-synthetic", tuple(Instrument(s, "US", currency="USD") for s in symbols)))
+
+# %% ../../nbs/practice/00_venue.ipynb #69bfa93f
+def recording_tape(
+    path: Path,  # a depth recording of any known format
+    **options: Any,  # of its loader, for instance date="2012-06-21"
+) -> Tape:
+    "A tape from a depth recording."
+    from scalp_nb.feed.importers import load
+    got = load(path, **options)
+    instruments = tuple(replace(i, venue="US", currency="USD") for i in got.universe.instruments)
+    return make_tape(got.rows, Universe(got.universe.name, instruments))
+
+def bar_tape(
+    path: Path,  # minute bars of US stocks
+    day: str = "",  # YYYY-MM-DD to play; "": the last day of the file
+    symbols: Sequence[str] = (),  # which; empty: all
+) -> Tape:
+    "A tape from minute bars; earlier days are its history."
+    from scalp_nb.feed.barfiles import load_bars
+    from scalp_nb.feed.barmarket import depth_of_bars
+    got = load_bars(path, "US", symbols=symbols)
+    if got.size != MINUTE: raise ConfigError(f"bars of {path.name}, ns", got.size, str(MINUTE), "give bars of one minute")
+    played = date.fromisoformat(day) if day else trading_day("US", int(got.bars["ts"].max()))
+    try: session = session_for("US", played)
+    except MarketClosed as e: raise ConfigError("day of the bars", str(played), "a trading day", str(e)) from e
+    now = got.bars[(got.bars["ts"] >= session.open_ts) & (got.bars["ts"] < session.close_ts)]
+    if not len(now): raise ConfigError(f"day of {path.name}", str(played), "a day the file has")
+    return make_tape(depth_of_bars(now, got.universe, MINUTE), got.universe, now, got.bars[got.bars["ts"] < session.open_ts])
 
 # %% ../../nbs/practice/00_venue.ipynb #25dd2e4c
 Seen = Callable[[Rows, float], None]     # (row of shape (1,), quantity traded since the symbol's previous row)
