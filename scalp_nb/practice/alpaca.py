@@ -159,10 +159,12 @@ class PracticeServer:
         self.tape, self.terms, self.speed, self.port, self.state, self.began = tape, terms or AlpacaTerms(), speed, port, state, start
         self.schedule = Schedule(script, seed)
         self.token, self.error, self._server, self._thread = secrets.token_urlsafe(24), None, None, threading.Thread()
+        self._client = None
 
     api: Api
     error: BaseException | None
     _server: Any
+    _client: Any
 
     @property
     def url(self) -> str: return f"http://127.0.0.1:{self.port}"
@@ -187,6 +189,7 @@ def start_server(
     server: PracticeServer,  # not started; ready for clients afterwards
 ) -> None:
     "Serve in a thread."
+    import httpx
     import uvicorn
     if server._thread.is_alive(): raise PracticeError("practice server", "started twice", "once")
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -204,6 +207,7 @@ def start_server(
     end = time.monotonic() + 10
     while not server._server.started and server._thread.is_alive() and time.monotonic() < end: time.sleep(0.002)
     if not server._server.started: raise PracticeError("practice server", "did not start", next_step="see its log")
+    server._client = httpx.Client(timeout=30)
 
 def stop_server(
     server: PracticeServer,  # running or not
@@ -214,7 +218,8 @@ def stop_server(
     server._thread.join(5)
     hang_up(server.api.desk.venue)
     if server.api.orders.log is not None: server.api.orders.log.close()
-    server._server = None
+    server._client.close()
+    server._server = server._client = None
     if server.error is None: return
     raise PracticeError("practice venue", repr(server.error), "no error of its own", "report this defect") from server.error
 
@@ -225,7 +230,7 @@ def ask_control(
     **how: Any,  # of httpx.request
 ) -> Any:  # the JSON answer
     "Ask the control endpoint."
-    import httpx
-    r = httpx.request(method, f"{server.url}/practice/{what}", headers={"X-Practice-Token": server.token}, timeout=30, **how)
+    if server._client is None: raise PracticeError("practice server", "not running", next_step="start it")
+    r = server._client.request(method, f"{server.url}/practice/{what}", headers={"X-Practice-Token": server.token}, **how)
     if r.status_code >= 400: raise PracticeError(f"practice control {what}", r.text[:500])
     return r.json()

@@ -346,11 +346,11 @@ async def _auth_timeout(hub: Hub, line: Line) -> None:
 def forget(
     hub: Hub,  # everybody
     line: Line,  # gone
-    code: int,  # its close code; 1006: torn
+    code: int,  # its close code; 1005 and 1006: torn, no farewell came
 ) -> None:
     "Remove a line; a torn market-data connection counts on for a while."
     if line not in hub.lines: return
     hub.lines.discard(line)
-    if line.authed and line.data and code == 1006:
+    if line.authed and line.data and code in (1005, 1006):
         hub.zombies.append((line.path, hub.orders.desk.at + int(hub.orders.terms.zombie_s * 1e9)))
     note(hub.orders.desk, "disconnect", path=line.path, code=code)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Seen', 'Told', 'Task', 'PracticeError', 'PracticeClock', 'start_clock', 'step_clock', 'Tape', 'make_tape',
-           'synthetic_us', 'recording_tape', 'bar_tape', 'Desk', 'note', 'at_time', 'open_desk', 'bring', 'place',
-           'withdraw', 'best', 'last_price', 'session_at', 'halt', 'halted', 'ground_truth', 'reopen', 'seek']
+           'synthetic_us', 'recording_tape', 'bar_tape', 'walk_tape', 'Desk', 'note', 'at_time', 'open_desk', 'bring',
+           'place', 'withdraw', 'best', 'last_price', 'session_at', 'halt', 'halted', 'ground_truth', 'reopen', 'seek']
 
 # %% ../../nbs/practice/00_venue.ipynb #78dab7ca
 import math
@@ -149,6 +149,29 @@ def bar_tape(
     if not len(now): raise ConfigError(f"day of {path.name}", str(played), "a day the file has")
     return make_tape(depth_of_bars(now, got.universe, MINUTE), got.universe, now, got.bars[got.bars["ts"] < session.open_ts])
 
+# %% ../../nbs/practice/00_venue.ipynb #efb4fd38
+def walk_tape(
+    symbols: Sequence[str] = ("AAPL", "MSFT"),  # the first starts at 100 dollars, each further one a dollar higher
+    seconds: int = 300,  # length from the open; a row of each symbol every second
+    seed: int = 1,  # same seed, same walk
+    size: float = 500.0,  # shares shown on each side
+    day: date = date(2026, 11, 19),  # a US trading day
+) -> Tape:
+    "A random walk for tests."
+    n, k, opens = seconds, len(symbols), session_for("US", day).open_ts
+    mid = 10_000 + 100 * np.arange(k) + np.cumsum(np.random.default_rng(seed).integers(-1, 2, (n, k)), 0)
+    rows = empty_depth(n * k)
+    rows["ts"] = rows["recv"] = opens + np.repeat(np.arange(n) * 10**9, k) + np.tile(np.arange(k), n)
+    rows["sym"], rows["ltp"], rows["ltq"] = np.tile(np.arange(k), n), mid.ravel() / 100, 10
+    rows["volume"] = np.repeat(10.0 * np.arange(1, n + 1), k)
+    rows["bid_px"][:, 0], rows["ask_px"][:, 0] = mid.ravel() / 100, (mid.ravel() + 1) / 100
+    rows["bid_qty"][:, 0] = rows["ask_qty"][:, 0] = size
+    px = (mid[:n // 60 * 60] / 100).reshape(-1, 60, k)
+    bars = np.zeros((len(px), k), BAR)
+    bars["ts"], bars["sym"], bars["volume"], bars["trades"] = opens + np.arange(len(px))[:, None] * MINUTE, np.arange(k), 600, 60
+    for name, value in (("open", px[:, 0]), ("high", px.max(1)), ("low", px.min(1)), ("close", px[:, -1]), ("vwap", px.mean(1))): bars[name] = value
+    return make_tape(rows, Universe("walk", tuple(Instrument(s, "US", currency="USD") for s in symbols)), bars.ravel())
+
 # %% ../../nbs/practice/00_venue.ipynb #25dd2e4c
 Seen = Callable[[Rows, float], None]     # (row of shape (1,), quantity traded since the symbol's previous row)
 Told = Callable[[Update], None]
@@ -270,7 +293,7 @@ def _take_row(desk: Desk) -> None:
         row = row.copy()
         row["flags"] |= FLAG_HALT
     before = desk.volume.get(sym, volume)
-    traded = volume - before if volume > before else 0.0
+    traded = volume - before if volume > before and not int(row["flags"][0]) & FLAG_HALT else 0.0
     if not math.isnan(volume): desk.volume[sym] = volume
     desk.venue.books[sym] = row[0]
     see_row(desk.venue, row, traded)
