@@ -141,9 +141,10 @@ def expect(
     until = time.monotonic() + timeout_s
     while (left := until - time.monotonic()) > 0:
         if not ws.wait(left) or not ws.pump(): continue
-        for m in (m for raw in ws.messages() for m in parse(ws, raw)):
+        found = [m for raw in ws.messages() for m in parse(ws, raw)]
+        for m in found:
             if m.get("T") == "error" and m.get("code") != 403: raise stream_error(int(m.get("code", 0)), str(m.get("msg", "")))
-            if m.get("T") == "success" and m.get("msg") == word: return
+        if any(m.get("T") == "success" and m.get("msg") == word for m in found): return
     raise FeedError(f"Alpaca's stream did not say {word!r}", f"within {timeout_s:g} s", next_step="look at Alpaca's status page")
 
 def log_in(
@@ -247,7 +248,7 @@ class AlpacaFeed:
         self._tape = FrameTape(cfg.raw_tape, self.name, universe) if cfg.raw_tape else None
         self._halted: dict[int, float] = {}  # symbol -> volume when halted, after a gap: a trade proves that it trades
         self._poller, self._wakes = select.poll(), list[int]()
-        self._polled_minute = self._flushed = 0
+        self._polled_minute = self._flushed = self._odd = 0
         self._day: tuple[int, int] = (0, 0)  # market hours known to cover the present, ns
         self._asked_day = ""
 
@@ -367,7 +368,7 @@ def _collect(f: "AlpacaFeed") -> None:
     d = f._decoder
     bars = d.take_bars()
     if len(bars): f._bars.append(bars)
-    f.stats.messages, f.stats.unknown, f.stats.dropped_rows, f.stats.malformed = d.messages, d.unknown, d.dropped, d.malformed
+    f.stats.messages, f.stats.unknown, f.stats.dropped_rows, f.stats.malformed = d.messages, d.unknown + f._odd, d.dropped, d.malformed
 
 def _tell(f: "AlpacaFeed", kind: str, text: str, symbol: str = "") -> None:
     f._news.append(LinkNews(f._clock(), kind, text, symbol))
@@ -381,7 +382,7 @@ def _control(f: "AlpacaFeed", m: dict[str, Any], recv: int) -> None:
     elif kind == "error": _refused(f, int(m.get("code", 0)), str(m.get("msg", "")))
     elif kind in ("c", "x"): f.stats.corrections += 1
     elif kind in ("success", "d", "i", "n"): pass  # greetings, daily bars, imbalances and news carry nothing a row has room for
-    else: f.stats.unknown += 1
+    else: f._odd += 1
 
 def _status(f: "AlpacaFeed", m: dict[str, Any], recv: int) -> None:
     symbol, code = str(m.get("S", "")), str(m.get("sc", ""))

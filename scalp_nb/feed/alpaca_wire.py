@@ -214,7 +214,7 @@ def _message(addr: int, at: int, end: Any, ctx: Any, book: Any, out: Any, bars: 
     if n < 0: return -2
     kind: Any
     kind, sym, ts, seen_s = np.int64(0), np.int64(-1), np.int64(-1), False
-    a = b = c = d = e = f = g = h = np.nan  # bp bs ap as / p s / o h l - v n vw c
+    bp = bs = ap = asz = p_ = s_ = o = h = lo = c = v_ = n_ = vw = np.nan
     for _ in range(n):
         if p >= end: return -1
         k = _key(addr, p, end)
@@ -225,36 +225,41 @@ def _message(addr: int, at: int, end: Any, ctx: Any, book: Any, out: Any, bars: 
         if k == 84: kind = np.int64(_u8(addr, v + 1)) if _u8(addr, v) == 0xA1 else 0
         elif k == 83: sym, seen_s = _find(table, ctx[_MASK], addr, v, end), True
         elif k == 116: ts = _time(addr, v, end)
-        elif k == 28770 or k == 112 or k == 111: a = _number(addr, v, end)   # bp, p, o
-        elif k == 29538 or k == 115 or k == 104: b = _number(addr, v, end)   # bs, s, h
-        elif k == 28769 or k == 108: c = _number(addr, v, end)               # ap, l
-        elif k == 29537: d = _number(addr, v, end)                           # as
-        elif k == 99: h = _number(addr, v, end)                              # c: close of a bar; conditions of anything else
-        elif k == 118: e = _number(addr, v, end)                             # v
-        elif k == 110: f = _number(addr, v, end)                             # n
-        elif k == 30582: g = _number(addr, v, end)                           # vw
+        elif k == 28770: bp = _number(addr, v, end)
+        elif k == 29538: bs = _number(addr, v, end)
+        elif k == 28769: ap = _number(addr, v, end)
+        elif k == 29537: asz = _number(addr, v, end)
+        elif k == 112: p_ = _number(addr, v, end)
+        elif k == 115: s_ = _number(addr, v, end)
+        elif k == 111: o = _number(addr, v, end)
+        elif k == 104: h = _number(addr, v, end)
+        elif k == 108: lo = _number(addr, v, end)
+        elif k == 99: c = _number(addr, v, end)  # close of a bar; the conditions of anything else
+        elif k == 118: v_ = _number(addr, v, end)
+        elif k == 110: n_ = _number(addr, v, end)
+        elif k == 30582: vw = _number(addr, v, end)
     if kind != 113 and kind != 116 and kind != 98 and kind != 117: return -2
-    if not seen_s or ts < 0 or np.isnan(a) or np.isnan(b): return -2
-    if kind != 116 and (np.isnan(c) or np.isnan(d if kind == 113 else h)): return -2
+    if not seen_s or ts < 0: return -2
+    if np.isnan(bp + bs + ap + asz if kind == 113 else p_ + s_ if kind == 116 else o + h + lo + c): return -2
     if sym < 0:
         ctx[_UNKNOWN] += 1
         return p
     if ts > ctx[_LAST]: ctx[_LAST] = ts
     if kind == 113:
         r = book[sym]
-        _side(r.bid_px, r.bid_qty, a, b)
-        _side(r.ask_px, r.ask_qty, c, d)
+        _side(r.bid_px, r.bid_qty, bp, bs)
+        _side(r.ask_px, r.ask_qty, ap, asz)
         _emit(ctx, book, out, sym, ts, recv)
     elif kind == 116:
         r = book[sym]
-        r.ltp, r.ltq = a, b
-        r.volume += b
+        r.ltp, r.ltq = p_, s_
+        r.volume += s_
         _emit(ctx, book, out, sym, ts, recv)
     else:
         if ctx[_NB] >= ctx[_BARCAP]: return -2
         w = bars[ctx[_NB]]
-        w.ts, w.open, w.high, w.low, w.close, w.volume, w.vwap, w.sym = ts, a, b, c, h, e, g, sym
-        w.trades = 0 if np.isnan(f) else np.int64(f)
+        w.ts, w.open, w.high, w.low, w.close, w.volume, w.vwap, w.sym = ts, o, h, lo, c, v_, vw, sym
+        w.trades = 0 if np.isnan(n_) else np.int64(n_)
         w.flags = BAR_UPDATED if kind == 117 else 0
         ctx[_NB] += 1
     return p

@@ -105,6 +105,7 @@ class WebSock:
         self._out = bytearray()
         self._joined: list[Any] = []  # keeps assembled messages alive until the next pump
         self._fragments, self._opcode = bytearray(), 0
+        self._fresh = bool(rest)  # bytes nobody has looked at, though the socket has nothing new
         _allot(self, max(size, 2 * len(rest)), rest)
 
     def fileno(self) -> int: return self.fd
@@ -118,7 +119,8 @@ class WebSock:
             self._start, self._end = 0, self._end - self._start
         elif self._end == self._size: _allot(self, 2 * self._size, bytes(self._view))
         if self._out: _flush(self)
-        return _fill(self)
+        fresh, self._fresh = self._fresh, False
+        return _fill(self) or fresh
 
     def messages(self) -> list[Message]:
         "The complete messages received and not yet handed out."
@@ -157,7 +159,7 @@ class WebSock:
         timeout_s: float,  # at most
     ) -> bool:  # True when bytes are there
         "Sleep until something arrives."
-        if self._tls and self.sock.pending(): return True
+        if self._fresh or (self._tls and self.sock.pending()): return True
         return bool(self._poll.poll(max(0, timeout_s * 1000)))
 
     def ping(self) -> None:
