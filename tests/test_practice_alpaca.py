@@ -447,11 +447,11 @@ def test_a_restarted_server_remembers(tmp_path: Path) -> None:
         assert c.get_orders() == [] and c.get_open_position("AAPL").qty_available == "10"
 
 
-def session(seed: int) -> tuple[Any, Any, Any]:
+def session(seed: int, state: Path) -> tuple[Any, Any]:
     "Random requests against random faults; nothing but the seed decides."
     rng = np.random.default_rng(seed)
     kinds = [k for k, v in CATALOGUE.items() if "slow" not in k and k not in ("accept_late", "fill_first")]
-    with PracticeServer(TAPE, AlpacaTerms(seed=seed, partial_prob=0.3), 0.0, script=random_script(seed, 300, 8, kinds), seed=seed) as s:
+    with PracticeServer(TAPE, AlpacaTerms(seed=seed, partial_prob=0.3), 0.0, state=state, script=random_script(seed, 300, 8, kinds), seed=seed) as s:
         s.step(3)
         ids: list[str] = []
         with httpx.Client(base_url=s.url, headers=keys(s), timeout=5) as h:
@@ -467,29 +467,37 @@ def session(seed: int) -> tuple[Any, Any, Any]:
                     elif ids: h.delete(f"/v2/orders/{ids[int(rng.integers(len(ids)))]}")
                 except httpx.TransportError: pass   # a fault cut the line
                 s.step(float(rng.integers(1, 6)))
-        truth = s.get("truth")
-        return truth, s.get("faults"), s.api.orders
+        return s.get("truth"), s.get("faults")
 
 
-@pytest.mark.parametrize("seed", [11, 12])
-def test_whatever_the_wire_does_the_venues_books_balance(seed: int) -> None:
-    truth, faults, orders = session(seed)
+def check_books(truth: Any) -> None:
+    "Cash, positions and orders follow from the executions and from nothing else."
     filled: dict[str, Decimal] = {}
     cash, held = Decimal(truth["start_cash"]), dict[str, Decimal]()
     for x in truth["executions"]:
-        qty = Decimal(x["qty"])
+        qty, id = Decimal(x["qty"]), x["order"].partition("#")[0]
         cash -= qty * Decimal(x["px"]) * x["side"]
         held[x["symbol"]] = held.get(x["symbol"], Decimal(0)) + qty * x["side"]
-        id = x["order"].partition("#")[0]
         filled[id] = filled.get(id, Decimal(0)) + qty
-    assert len(truth["executions"]) > 10 and faults
     assert cash == Decimal(truth["cash"])
     assert {s: q for s, q in held.items() if q} == {s: Decimal(q) for s, q in truth["positions"].items()}
     assert all(filled.get(o["id"], Decimal(0)) == Decimal(o["filled_qty"]) <= Decimal(o["qty"]) for o in truth["orders"])
     assert all((o["status"] == "filled") == (o["filled_qty"] == o["qty"]) for o in truth["orders"])
-    assert len({o["client_order_id"] for o in truth["orders"]}) == len(truth["orders"])
-    again = session(seed)
-    assert (again[0], again[1]) == (truth, faults)
+    assert len({o["client_order_id"] for o in truth["orders"]}) == len(truth["orders"]) == len({o["id"] for o in truth["orders"]})
+
+
+@pytest.mark.parametrize("seed", [11, 12])
+def test_whatever_the_wire_does_the_venues_books_balance(seed: int, tmp_path: Path) -> None:
+    truth, faults = session(seed, tmp_path / "a")
+    assert len(truth["executions"]) > 10 and faults
+    check_books(truth)
+    assert session(seed, tmp_path / "b") == (truth, faults)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(1000, 1200))
+def test_many_seeds(seed: int, tmp_path: Path) -> None:
+    check_books(session(seed, tmp_path)[0])
 
 
 # ---- the command
