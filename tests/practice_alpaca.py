@@ -12,6 +12,7 @@ from realdata import data_root
 
 from scalp_nb.practice.alpaca import PracticeServer
 
+
 def trading_client(server: PracticeServer, raw: bool = False, **keys: str) -> Any:
     client = pytest.importorskip("alpaca.trading.client").TradingClient(keys.get("key", server.terms.key), keys.get("secret", server.terms.secret),
                                                                        url_override=server.url, raw_data=raw)

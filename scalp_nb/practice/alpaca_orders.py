@@ -20,10 +20,10 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..broker.exchange import SCALE, Working
-from ..broker.paper import EventLog, buying_power
+from ..broker.paper import EventLog, buying_power, day_end
 from ..feed.depth import Rows
 from ..order.types import Intent, OrderType, Purpose, Side, Tif, Update, UpdateKind
-from .venue import Desk, PracticeError, best, halted, last_price, note, place, session_at, withdraw
+from .venue import Desk, PracticeError, at_time, best, halted, last_price, note, place, session_at, withdraw
 
 # %% ../../nbs/practice/02_alpaca_orders.ipynb #7cc37538
 class AlpacaTerms(BaseModel):
@@ -247,12 +247,22 @@ def start(
     o.waiting.pop(t.id, None)
     if not _may_trade(o, t):
         if t.status == "pending_new": t.status = "accepted"
-        o.waiting[t.id] = None
-        return save(o, t)
+        return _wait(o, t)
     if t.type == "trailing_stop" and t.hwm is None: _begin_trail(o, t)
     t.sent += 1
     save(o, t)
     place(o.desk, _intent(o, t))
+
+# %% ../../nbs/practice/02_alpaca_orders.ipynb #707013e2
+def _wait(o: Orders, t: Ticket) -> None:
+    o.waiting[t.id] = None
+    save(o, t)
+    def over(ts: int) -> None:
+        now = o.tickets[t.id]
+        if now.open and now.id in o.waiting:
+            _end(o, now, "expired")
+            _drop_legs(o, now)
+    if t.tif == "day": at_time(o.desk, day_end(o.desk.venue, o.desk.at), over)
 
 # %% ../../nbs/practice/02_alpaca_orders.ipynb #c87ec10e
 def _begin_trail(o: Orders, t: Ticket) -> None:
@@ -296,7 +306,7 @@ def hear(
         t.reason = u.reason
         _end(o, t, "rejected")
         _drop_legs(o, t)
-    elif u.kind is UpdateKind.CANCELED and u.reason in ("no_depth", "halted", "venue_restart"): o.waiting[t.id] = None
+    elif u.kind is UpdateKind.CANCELED and u.reason in ("no_depth", "halted", "venue_restart"): _wait(o, t)
     elif u.kind in (UpdateKind.CANCELED, UpdateKind.EXPIRED):
         _end(o, t, "canceled" if u.kind is UpdateKind.CANCELED else "expired")
         _drop_legs(o, t)
@@ -696,4 +706,4 @@ def _recount(o: Orders) -> None:
         w = _working(o, t)
         if w is not None and t.type == "trailing_stop" and t.stop is not None and w.trig is not None: w.trig = int(t.stop * SCALE)
         if t.open and t.type == "trailing_stop" and t.hwm is not None: o.trailing[t.id] = None
-        if t.open and w is None and (t.status != "held" or (t.parent and _started(o, t))): o.waiting[t.id] = None
+        if t.open and w is None and (t.status != "held" or (t.parent and _started(o, t))): _wait(o, t)

@@ -122,7 +122,10 @@ def _listed(ask: Ask, t: Ticket) -> bool:
 def get_orders(api: Api, ask: Ask) -> Reply:
     "GET /v2/orders: newest first, at most 500."
     nested = _flag(ask, "nested")
-    found = [t for t in api.orders.tickets.values() if _listed(ask, t) and not (t.parent and (nested or t.status == "held"))]
+    all_ = api.orders.tickets
+    if nested: found = [t for t in all_.values() if not t.parent and any(_listed(ask, x) for x in (t, *(all_[i] for i in t.legs)))]
+    else: found = [t for t in all_.values() if _listed(ask, t) and t.status != "held"]
+    found.sort(key=lambda t: t.created)
     if ask.query.get("direction", "desc") == "desc": found.reverse()
     return Reply(200, [order_json(api.orders, t, nested) for t in found[:_count(ask, "limit", 50, 500)]])
 

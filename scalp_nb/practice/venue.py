@@ -124,12 +124,13 @@ def synthetic_us(
 # %% ../../nbs/practice/00_venue.ipynb #69bfa93f
 def recording_tape(
     path: Path,  # a depth recording of any known format
+    venue: str = "US",  # whose hours and currency it is played under
     **options: Any,  # of its loader, for instance date="2012-06-21"
 ) -> Tape:
     "A tape from a depth recording."
     from scalp_nb.feed.importers import load
     got = load(path, **options)
-    instruments = tuple(replace(i, venue="US", currency="USD") for i in got.universe.instruments)
+    instruments = tuple(replace(i, venue=venue, currency="USD" if venue == "US" else "INR") for i in got.universe.instruments)
     return make_tape(got.rows, Universe(got.universe.name, instruments))
 
 def bar_tape(
