@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HOME', 'LOOKS_S', 'Addresses', 'at_home', 'addresses', 'account_config', 'feed_config', 'Reading', 'read_clock',
            'clock_skew', 'speed_of', 'practice_clock', 'named_universe', 'assets_of', 'fit_universe',
-           'refuse_untradable', 'Opened', 'day_to_trade', 'open_venue', 'open_alpaca', 'real_clock', 'short_of',
+           'refuse_untradable', 'Opened', 'shut', 'day_to_trade', 'open_venue', 'open_alpaca', 'real_clock', 'short_of',
            'joined', 'warm_history', 'whole', 'last_of', 'paced']
 
 # %% ../../nbs/trader/12_venues.ipynb #5a3df867
@@ -187,10 +187,11 @@ def fit_universe(
 
 def refuse_untradable(
     assets: "Mapping[str, Asset | None]",  # from `assets_of`
-) -> None:  # raises BrokerError
+) -> str:  # "", or raises BrokerError
     "Refuse symbols that Alpaca does not know or will not trade."
     bad = [f"{s} ({'unknown' if a is None else 'not tradable'})" for s, a in assets.items() if a is None or not a.tradable]
     if bad: raise BrokerError("symbols at Alpaca", ", ".join(bad), "active and tradable ones", "take them out of data.symbols or data.universe")
+    return ""
 
 # %% ../../nbs/trader/12_venues.ipynb #f00e07dc
 @dataclass(slots=True)
@@ -201,7 +202,12 @@ class Opened:
     feed: Feed | None = None
     broker: "AlpacaBroker | None" = None   # None: the paper venue
     assets: "Mapping[str, Asset | None] | None" = None
-    reading: Reading | None = None
+
+def shut(v: Opened) -> None:
+    "Let go of what was opened and not used."
+    now = v.pace.now() if v.pace else 0
+    if v.feed is not None: v.feed.close()
+    if v.broker is not None: v.broker.close(now)
 
 def day_to_trade(
     now: int,  # venue time, ns UTC
