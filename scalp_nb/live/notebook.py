@@ -220,7 +220,7 @@ def echo(
     import pandas as pd
     prov = provenance(plan.cfg, plan.cfg.data.recording)
     rows = {"run folder": str(plan.run_dir), "configuration": plan.source, "package": f"scalp_nb {prov['package'] or '(not installed)'}",
-            "code": _code(prov), "python": prov["python"], "data hash": prov["data_hash"], "parameter hash": prov["config_hash"]}
+            "code": _code(prov), "python": prov["python"], "data hash": prov["data_hash"] or "none: the market is live", "parameter hash": prov["config_hash"]}
     rows |= {f"changed: {k}": v for k, v in changes(plan.cfg).items()}
     return pd.DataFrame({"value": rows})
 
@@ -343,12 +343,13 @@ def preflight_far(
     plan: Plan,  # with a venue that is not paper
 ) -> Preflight:
     "Look before leaping, at a venue."
+    from scalp_nb.broker.alpaca import base_url
     cfg, opened = plan.cfg, list[Opened]()
     first = [attempt("real money", lambda: _live(cfg)), attempt("run folder", lambda: _folder(plan)),
              attempt("disk space", lambda: _disk(plan.run_dir)), attempt("account", lambda: _account(cfg, plan.run_dir))]
     def keys() -> str:
         opened.append(open_venue(cfg))
-        return f"{opened[0].broker!r}: the keys are accepted"
+        return f"{base_url(opened[0].broker.cfg)} accepts the keys" if opened[0].broker else ""
     if not first[0].ok: return Preflight(tuple(first), None, None)
     first.append(attempt("keys, address, market", keys))
     if not opened: return Preflight(tuple(first), None, None)
