@@ -80,6 +80,7 @@ class RunConfig(Section):
             raise ValueError("; ".join(f"paper.{'.'.join(map(str, x['loc'])) or 'section'}: {x['msg']}" for x in e.errors())) from None
         return value
 
+# %% ../../nbs/trader/12_setup.ipynb #faa1895b
 class PressureRunConfig(RunConfig):
     "A run of the pressure scalper."
     strategy: PressureParams = PressureParams()
