@@ -146,7 +146,7 @@ def _outcome(p: Probe, sent: dict[str, Any], fills: Sequence[Any], b: _Bench) ->
     after = mid_at(b.rows, first + AFTER_NS) if fills else float("nan")
     end = touch_at(b.rows[max(0, int(np.searchsorted(b.rows["recv"], p.ts + p.life_ns, side="right")) - 1)], p.side)[1]
     mid = sent["mid"]
-    return {"ts": p.ts, "side": p.side, **sent, "filled": got / p.qty, "px": px, "wait_s": (first - p.ts) / 1e9 if fills else float("nan"),
+    return {"ts": p.ts, "side": p.side, **sent, "filled": got / p.qty, "px": px, "fill_ts": first, "wait_s": (first - p.ts) / 1e9 if fills else float("nan"),
             "spread_bps": (sent["far"] - sent["near"]) * p.side / mid * 1e4, "cost_bps": (px - mid) * p.side / mid * 1e4,
             "chased_bps": (end - mid) * p.side / mid * 1e4, "moved_bps": (after - mid) * p.side / mid * 1e4,
             "kept_bps": (after - px) * p.side / mid * 1e4}
