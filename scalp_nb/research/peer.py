@@ -90,7 +90,8 @@ def peer_filled(
     except ImportError: raise ResearchError("hftbacktest", "not installed", "installed", "pip install hftbacktest") from None
     events = peer_events(rows, tick)  # kept until the end: hftbacktest reads this memory without holding on to it
     asset = (h.BacktestAsset().data([events]).linear_asset(1.0).constant_order_latency(order_ns, response_ns)
-             .risk_adverse_queue_model().no_partial_fill_exchange().flat_per_trade_fee_model(0.0, 0.0).tick_size(tick).lot_size(1.0).last_trades_capacity(0))
+             .risk_adverse_queue_model().no_partial_fill_exchange().flat_per_trade_fee_model(0.0, 0.0)
+             .tick_size(tick).lot_size(1.0).last_trades_capacity(0))
     hbt = h.HashMapMarketDepthBacktest([asset])
     ts, n = sent["ts"].to_numpy(np.int64), np.arange(len(sent))
     at, what = np.concatenate([ts, ts + life_ns]), np.concatenate([n * 2, n * 2 + 1])
