@@ -9,7 +9,8 @@ __all__ = ['BROKERS', 'BLOCK', 'EVENT', 'KEPT_BYTES', 'REASONS', 'TOTALS', 'RESU
            'walk_of', 'keep', 'indicator', 'rule_key', 'events_of', 'events_from', 'merge', 'with_exits',
            'combined_events', 'first_touch', 'book', 'level', 'exit_event', 'can_enter', 'leave', 'run_set', 'BarSpace',
            'bar_space', 'one_set', 'sets_of', 'set_events', 'run_bars', 'tidy', 'bar_trades', 'trade_events', 'Unit',
-           'unit_tape', 'units_of', 'run_unit', 'log_unit', 'bar_sweep', 'session_nets', 'bar_summary']
+           'unit_tape', 'units_of', 'run_unit', 'log_unit', 'bar_sweep', 'session_nets', 'bar_summary', 'shifted',
+           'moved_nets', 'timing', 'tapes_of', 'bar_evidence']
 
 # %% ../../nbs/research/12_barsweep.ipynb #e540f627
 import hashlib
@@ -33,6 +34,7 @@ from ..feed.errors import DataError
 from ..feed.instrument import Universe
 from ..order.fees import fees_for, round_trip_bps
 from .trials import ResearchError, TrialLog, param_ids
+from .validate import Evidence, RandomEntry, Trades, make_trades, neighbours
 from ..strategy.combine import MODES, CombineParams, combine_bar, member_params
 from ..strategy.indicators import Indicator, over
 from ..strategy.protocol import (CLOSE, CLOSE_LONG, CLOSE_SHORT, EXIT, FIELDS, HIGH, INDICATORS, LOW, OPEN, SCALE, SIDE, SIGNAL, SIZE, STOP,
@@ -358,6 +360,7 @@ def events_from(
 @njit(cache=True, nogil=True, error_model="numpy")
 def merge(parts, ends, weights, mode: int, threshold: float, memory: int, events) -> int:  # type: ignore[no-untyped-def]
     "Combine the members' events, `parts[ends[m-1]:ends[m]]` being those of member m; returns how many are written to `events`."
+    parts, events = borrowed(parts), borrowed(events)
     size, n, before = len(ends), 0, -1
     at, row, out = np.zeros(size, np.int64), np.zeros(size, SIGNAL), np.zeros(1, SIGNAL)
     state = np.zeros((size, 6))
@@ -369,17 +372,23 @@ def merge(parts, ends, weights, mode: int, threshold: float, memory: int, events
         for m in range(size):
             if at[m] < ends[m] and (bar < 0 or parts[at[m]].bar < bar): bar = parts[at[m]].bar
         if bar < 0: return n
-        _members_at(parts, ends, at, bar, row)
-        for m in range(size): state[m, 1] += bar - before - 1.0   # bars on which nobody spoke
-        combine_bar(state, row, weights, mode, threshold, memory, out[0])
-        before = bar
-        if out[0].side == 0 and out[0].exit == 0: continue
-        _from_signal(events[n], bar, out[0])
+        said, bits = False, 0
+        for m in range(size):
+            if at[m] < ends[m] and parts[at[m]].bar == bar: said, bits = said or parts[at[m]].side != 0, bits | parts[at[m]].exit
+        if said:
+            _members_at(parts, ends, at, bar, row)
+            for m in range(size): state[m, 1] += bar - before - 1.0   # bars on which nobody named a side
+            combine_bar(state, row, weights, mode, threshold, memory, out[0])
+            before = bar
+            _from_signal(events[n], bar, out[0])
+            n -= out[0].side == 0 and out[0].exit == 0
+        else: _from_exit(events[n], bar, bits)
+        for m in range(size): at[m] += at[m] < ends[m] and parts[at[m]].bar == bar
         n += 1
 
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def _members_at(parts, ends, at, bar: int, row) -> None:  # type: ignore[no-untyped-def]
-    "The members' signals of a bar; those with an event there move on."
+    "The members' signals of a bar."
     for m in range(len(ends)):
         row[m].side = row[m].exit = 0
         row[m].strength, row[m].stop_pct, row[m].target_pct, row[m].size = 0.0, np.nan, np.nan, 1.0
@@ -387,7 +396,6 @@ def _members_at(parts, ends, at, bar: int, row) -> None:  # type: ignore[no-unty
         e = parts[at[m]]
         row[m].side, row[m].exit, row[m].strength = e.side, e.exit, e.strength
         row[m].stop_pct, row[m].target_pct, row[m].size = e.stop_pct, e.target_pct, e.size
-        at[m] += 1
 
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def _from_signal(e, bar: int, g) -> None:  # type: ignore[no-untyped-def]
@@ -395,12 +403,18 @@ def _from_signal(e, bar: int, g) -> None:  # type: ignore[no-untyped-def]
     e.bar, e.side, e.exit, e.strength, e.wide = bar, g.side, g.exit, g.strength, 1.0
     e.stop_pct, e.target_pct, e.size = g.stop_pct, g.target_pct, g.size
 
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def _from_exit(e, bar: int, bits: int) -> None:  # type: ignore[no-untyped-def]
+    "Members' exits on a bar without an entry."
+    e.bar, e.side, e.exit, e.strength, e.wide, e.stop_pct, e.target_pct, e.size = bar, 0, bits, 0.0, 1.0, np.nan, np.nan, 1.0
+
 # %% ../../nbs/research/12_barsweep.ipynb #ff6333d1
 def with_exits(
     events: npt.NDArray[Any],  # EVENT, of the rule
     p: BarParams,  # whose stop and target
 ) -> npt.NDArray[Any]:  # EVENT
     "Events with a strategy's configured stop and target where the rule states none."
+    if p.stop_loss_pct is None and p.take_profit_pct is None: return events
     out = events.copy()
     for f, pct in (("stop_pct", p.stop_loss_pct), ("target_pct", p.take_profit_pct)):
         missing = np.isnan(out[f]) & (out["side"] != 0)
@@ -416,7 +430,7 @@ def combined_events(
     parts = [with_exits(events_of(tape, s, q), q) for s, q in members]
     ends, out = np.cumsum([len(x) for x in parts]), np.empty(sum(len(x) for x in parts), EVENT)
     n = merge(np.concatenate(parts), ends, np.array([m.weight for m in p.members]), MODES.index(p.mode), p.threshold, p.memory, out)
-    return out[:n].copy()
+    return out[:n]
 
 # %% ../../nbs/research/12_barsweep.ipynb #8716c95a
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
@@ -791,3 +805,98 @@ def _ratios(out: "pd.DataFrame", frame: "pd.DataFrame", keys: list[str]) -> "pd.
     out["max_dd_bps"] = (np.maximum.accumulate(np.maximum(path, 0.0), axis=1) - path).max(axis=1)
     out["worst_session_dd_bps"] = frame.groupby(keys)["max_dd_bps"].max().loc[out.index]
     return out.reset_index()
+
+# %% ../../nbs/research/12_barsweep.ipynb #4e898e98
+def shifted(
+    tape: BarTape,  # one symbol
+    events: npt.NDArray[Any],  # EVENT
+    by: int,  # bars, 0 or more
+    wrap: bool = True,  # round the tape's end; False: what would leave its session is lost
+) -> npt.NDArray[Any]:  # EVENT, by bar
+    "The same signals, later."
+    if by < 0: raise ResearchError("bars to move signals by", by, "0 or more")
+    out, n = events.copy(), len(tape.bars)
+    if wrap:
+        out["bar"] = (events["bar"] + by) % n
+        return out[np.argsort(out["bar"], kind="stable")]
+    out["bar"] += by
+    return out[out["bar"] <= tape.last[events["bar"]]]
+
+def moved_nets(
+    tapes: Sequence[BarTape],  # symbols
+    space: BarSpace,  # sets
+    number: int,  # which
+    model: BarFill,  # what is assumed of fills
+    by: int,  # bars
+    wrap: bool = True,  # round the tape's end
+) -> dict[date, tuple[float, float, int]]:  # session: gross and net, basis points summed over symbols, and trades
+    "Session results of a set whose signals come later."
+    out: dict[date, tuple[float, float, int]] = {}
+    m, log = _model(model)[0], np.zeros(0, TRADE)
+    for t in tapes:
+        ev, sl, tp = set_events(t, space, number)
+        res = np.zeros(len(t.days), RESULT)
+        run_set(t.cols, *t.blocks, t.session, t.last, shifted(t, ev, by, wrap), sl, tp, m, res, log, 0, 0)
+        for d, r in zip(t.days, res, strict=True):
+            g, n, k = out.get(d, (0.0, 0.0, 0))
+            out[d] = g + float(r["gross_bps"]), n + float(r["net_bps"]), k + int(r["trades"])
+    return out
+
+# %% ../../nbs/research/12_barsweep.ipynb #6f2576da
+def timing(
+    tapes: Sequence[BarTape],  # symbols
+    space: BarSpace,  # sets
+    number: int,  # which
+    model: BarFill = BarFill(),  # what is assumed of fills  # noqa: B008
+    reps: int = 200,  # other times
+    seed: int = 1,  # of the other times
+) -> RandomEntry:
+    """Are a set's signals better where they are than anywhere else on the tape?
+    Source: circular shift of the signals against the prices, as in `research.validate.random_entry`, with the set's own exits."""
+    if reps < 20: raise ResearchError("random times", reps, "at least 20")
+    def mean(by: int) -> tuple[float, int]:
+        got = list(moved_nets(tapes, space, number, model, by).values())
+        trades = sum(k for _, _, k in got)
+        return (sum(g for g, _, _ in got) / trades if trades else 0.0), trades
+    own, trades = mean(0)
+    if not trades: raise ResearchError(f"trades of set {number}", 0, "at least 1", "choose a set that trades")
+    rng, n = np.random.default_rng(seed), min(len(t.bars) for t in tapes)
+    others = [mean(int(by))[0] for by in rng.integers(1, n, reps)]
+    return RandomEntry((sum(x >= own for x in others) + 1) / (reps + 1), own, float(np.mean(others)), trades, reps)
+
+# %% ../../nbs/research/12_barsweep.ipynb #62612b81
+def tapes_of(
+    recordings: Sequence[BarRecording],  # at least one
+    symbols: Sequence[str] = (),  # empty = all
+) -> list[BarTape]:
+    "A tape for each symbol of each recording."
+    return [tape_of_bars(x, b[b["sym"] == r.symbols.index(x)], r.venue) for r in recordings for b in [recorded(r)] for x in symbols or r.symbols]
+
+def bar_evidence(
+    tapes: Sequence[BarTape],  # what was swept
+    space: BarSpace,  # sets
+    frame: "pd.DataFrame",  # frames of `bar_sweep` over those tapes, concatenated
+    chosen: int,  # number of the set to judge
+    trials: int,  # from `TrialLog.count`
+    model: BarFill = BarFill(),  # as in the sweep  # noqa: B008
+    reps: int = 200,  # other times, for `timing`
+    seed: int = 1,  # of the other times
+) -> Evidence:
+    "A set's record, for `research.validate.gate`. Returns are shares of a capital of one unit a symbol."
+    nets, capital = session_nets(frame), 1e4 * frame["symbol"].nunique()
+    days = [date.fromisoformat(d) for d in nets.index]
+    params = {k: v.map(str) if v.dtype == object else v for k, v in sets_of(space).drop(columns="set").items()}
+    late = {f: moved_nets(tapes, space, chosen, model, int(f) - 1, wrap=False) for f in (2.0, 4.0)}
+    return Evidence(days, nets.to_numpy() / 1e4, list(nets.columns).index(chosen), trials, _gate_trades(tapes, space, chosen, model, days, capital),
+                    neighbours(params, chosen), {f: np.array([x[d][1] for d in days]) / capital for f, x in late.items()},
+                    timing(tapes, space, chosen, model, reps, seed))
+
+# %% ../../nbs/research/12_barsweep.ipynb #5a56b168
+def _gate_trades(tapes: Sequence[BarTape], space: BarSpace, chosen: int, model: BarFill, days: list[date], capital: float) -> Trades:
+    "Trades of one set as the gate reads them."
+    import pandas as pd
+    t = pd.concat([bar_trades(x, space, model, [chosen]).assign(path=i) for i, x in enumerate(tapes)], ignore_index=True)
+    at = {d.isoformat(): i for i, d in enumerate(days)}
+    stop, target = (np.abs(t[k].to_numpy() / t["entry"].to_numpy() - 1.0) for k in ("stop", "target"))
+    return make_trades(t["session"].map(at).to_numpy(np.int64), t["path"].to_numpy(), t["entry_ts"].to_numpy(), t["side"].to_numpy(),
+                       t["gross_bps"].to_numpy() / capital, t["cost_bps"].to_numpy() / capital, stop, target)
