@@ -34,11 +34,13 @@ from pydantic.fields import FieldInfo
 
 from ..broker.base import Broker
 from ..broker.paper import PaperBroker
+from ..feed.bars import BAR_VOID
 from ..feed.depth import Rows
 from ..feed.errors import ConfigError, ScalpError
 from ..feed.replay import replay
 from ..order.types import Fill, Purpose, Side
 from ..risk.limits import RiskLimits
+from ..strategy.barplan import BarPlan, label
 from ..strategy.pressure import PressureParams
 from .config import load_config, provenance
 from .control import Bound, ControlServer, Mailbox, make_app, new_token
@@ -94,11 +96,15 @@ class StoreLedger:
         self.store.append(kind, trader.now, c.data if isinstance(c, Note) else c, cursor=trader.cursor, corr=corr)
         if isinstance(c, Submit): self.store.put_intent(c.intent)
         if isinstance(c, Note): self._tables(c, trader)
-        if self.log and (not isinstance(c, Note) or c.kind != "equity"): self.log(kind, {"corr": corr, **(c.data if isinstance(c, Note) else {})})
+        if self.log is None or isinstance(c, Note) and c.kind in ("equity", "bars"): return
+        self.log(kind, {"corr": corr, **(c.data if isinstance(c, Note) else {})})
 
     def _tables(self, n: Note, trader: Trader) -> None:
         if n.kind == "order": self.store.put_order(trader.orders.orders[n.data["id"]])
         elif n.kind == "fill": self.store.put_fill(fill_of(n, trader), Decimal(n.data["fee"]))
+        elif n.kind == "bars":
+            for symbol, ts, *ohlcv, vwap, trades, flags in n.data["bars"]:
+                if not flags & BAR_VOID: self.store.put_bar(symbol, ts, ohlcv, vwap, trades)
         elif n.kind == "equity":
             self.store.put_equity(trader.now, *(Decimal(n.data[k]) for k in ("equity", "cash", "unrealised")))
             uni = trader.setup.universe
@@ -133,10 +139,13 @@ def bound_of(
         return float(found[0]) if found else otherwise
     return Bound(_KINDS.get(field.annotation, "float"), edge(("ge", "gt"), -math.inf), edge(("le", "lt"), math.inf))  # type: ignore[arg-type]
 
-def bounds_of() -> dict[str, Bound]:
+def bounds_of(
+    strategy: type[BaseModel] = PressureParams,  # the model of the strategy section
+) -> dict[str, Bound]:
     "What may be set from outside while a session runs."
-    models: dict[str, type[BaseModel]] = {"strategy": PressureParams, "risk": RiskLimits}
-    return {f"{s}.{name}": bound_of(models[s].model_fields[name]) for s, names in SETTABLE.items() for name in names}
+    models: dict[str, type[BaseModel]] = {"strategy": strategy, "risk": RiskLimits}
+    return {f"{s}.{name}": bound_of(models[s].model_fields[name]) for s, names in SETTABLE.items()
+            for name in names if name in models[s].model_fields}
 
 # %% ../../nbs/trader/13_session.ipynb #c77411aa
 class Run:
@@ -169,6 +178,7 @@ def preload(
 ) -> None:
     "A resumed session knows the last book of every symbol, and where it stands in the recording."
     if not len(rows): return
+    if t.desk is not None: t.desk.take(rows)
     last = len(rows) - 1 - np.unique(rows["sym"][::-1], return_index=True)[1]
     t.scanner.book[rows["sym"][last]] = rows[last]
     t.scanner.g["rows"], t.scanner.g["now"] = len(rows), int(rows["recv"].max())
@@ -187,6 +197,8 @@ def begin(run: Run) -> None:
     "Open the books, build trader and venue, reconcile."
     cfg = run.cfg
     refuse_live(cfg)
+    if isinstance(cfg.strategy, BarPlan) and cfg.strategy.bars_from == "venue":
+        raise ConfigError("strategy.bars_from", "venue", "rows with venue.broker: paper", "the paper venue sends no bars")
     run.market = load_market(cfg)
     where = cfg.store.url or run.dir / "store.db"
     run.store = Store.open(where, cfg.run.account, run=run.dir.name, hook=crash_hook_from_env(), lock_dir=run.dir.parent)
@@ -195,6 +207,7 @@ def begin(run: Run) -> None:
     run.store.append("run:begin", int(run.market.rows["recv"][0]), {
         "config": json.loads(cfg.model_dump_json()), "provenance": provenance(cfg, cfg.data.recording), "day": run.market.day.isoformat(),
         "content": run.market.content, "rows": len(run.market.rows), "symbols": list(run.market.universe.symbols), "fallback": note,
+        "strategy": label(cfg.strategy) if isinstance(cfg.strategy, BarPlan) else "pressure",
         "capabilities": asdict(run.market.capabilities), "currency": run.market.universe[0].currency,
         "session": {k: getattr(setup.sessions[0], k) for k in ("open_ts", "close_ts", "continuous_close_ts")},
         "resumed": recovered is not None, "pid": os.getpid()})
@@ -327,7 +340,8 @@ def run_session(
     "Run a session to its end."
     run = Run(cfg, run_dir, lease, ready)
     token = new_token()
-    app = make_app(lambda: run.picture, run.mail.post, lambda after: [r for r in list(run.recent) if r["seq"] > after], token, bounds_of())
+    app = make_app(lambda: run.picture, run.mail.post, lambda after: [r for r in list(run.recent) if r["seq"] > after], token,
+                   bounds_of(type(cfg.strategy)))
     server = ControlServer(app, run_dir, token, run_dir.name)
     for sig in (signal.SIGTERM, signal.SIGINT): signal.signal(sig, lambda n, _: heard(run, n))
     try:
