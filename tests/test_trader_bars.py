@@ -29,6 +29,7 @@ from scalp_nb.trader.events import BarClosed, Clock, Control, Note, Submit, bar_
 from scalp_nb.trader.journal import decode, dumps, encode
 from scalp_nb.trader.replay import replay_run
 from scalp_nb.trader.runner import Memory
+from scalp_nb.trader.session import StoreLedger, kept_bars
 from scalp_nb.trader.setup import Market, RunConfig, load_market, paper_run
 from scalp_nb.trader.store import BARS, Store
 
@@ -157,6 +158,9 @@ def test_two_bar_sizes_are_combined_as_if_each_had_its_own_frame():
     assert sides(combine_signals(how, members)) == heard(r) != {}
 
 
+CFG: list = []  # configuration and market of the last venue run
+
+
 def venue_run(**over):
     """A run whose bars are sent by a venue: the book stands still, the bars come as events."""
     ses = session_for("US", date(2026, 11, 19))
@@ -169,7 +173,9 @@ def venue_run(**over):
     cfg = load_config(RunConfig, None, FREE | {"venue.terms": "alpaca", "exits.time_stop_s": 0.0, "health.stale_ms": 3_600_000,
                       "health.connection_stale_ms": 3_600_000, "strategy.name": "sma_crossover", "strategy.bars_from": "venue",
                       "strategy.decision_window_ms": 0, "strategy.params.fast_period": 2, "strategy.params.slow_period": 3} | over)
-    r = paper_run(cfg, Market(rows, uni, seen_capabilities(rows), date(2026, 11, 19), "t", bar_size=MINUTE), Memory())
+    m = Market(rows, uni, seen_capabilities(rows), date(2026, 11, 19), "t", bar_size=MINUTE)
+    CFG[:] = [cfg, m]
+    r = paper_run(cfg, m, Memory())
     r.start(ses.open_ts)
     r.feed(rows)
     return r, ses
@@ -200,6 +206,25 @@ def test_bars_from_the_venue_corrections_included():
     assert [i.symbol for i in entries] == ["A"] and entries[0].reason == "sma_crossover"
     send(r, ses, 1, 50.0)                                    # an old bar that is no correction
     assert notes(r, "alert")[-1]["code"] == "bad_bar"
+
+
+def test_restarted_on_the_bars_of_the_store_it_trades_at_once(tmp_path):
+    r, ses = venue_run()
+    with Store.open(tmp_path / "s.db", "paper") as store:
+        ledger = StoreLedger(store)
+        for k, px in enumerate([100, 99, 98, 97]):
+            send(r, ses, k, px)
+        ledger.commands([c for _, c in said(r)], r.trader, BarClosed(0, ()))
+        store.commit(True)
+        history = kept_bars(store, r.trader.setup.universe)
+    cold, _ = venue_run()
+    fresh = paper_run(*CFG, Memory())
+    fresh.start(ses.open_ts + 4 * MINUTE, snapshot(r.trader), history)
+    fresh.feed(CFG[1].rows)
+    assert notes(fresh, "warm_up")[0]["bars"] == len(history) == 4
+    for run in (fresh, cold):
+        send(run, ses, 4, 101.0)
+    assert [n["side"] for n in notes(fresh, "signal")] == [1] and not notes(cold, "signal")
 
 
 def test_a_signal_of_an_old_bar_is_not_traded():
@@ -347,3 +372,21 @@ def test_real_us_minutes_through_the_whole_trader():
     bars = load_bars(path, "US", symbols=("AAPL", "MSFT", "SPY")).bars
     want = {k: v for k, v in sides(signals(s, p, bars)).items() if int(m.rows["ts"].min()) <= k[1] <= told(r)["ts"].max()}
     assert want == heard(r) != {}
+
+
+def test_volatility_scales_exits_and_size_of_the_scalper_and_nothing_when_off():
+    from markets import config as busy
+    rows, uni = synthetic()
+    plain = run_all(busy(**{"sizing.fixed_qty": 100}), rows, uni)
+    over = {"volatility.reference": 0.0005, "volatility.exits": True, "volatility.size": True, "sizing.fixed_qty": 100}
+    scaled = run_all(busy(**over), rows, uni)
+    neutral = run_all(busy(**over | {"volatility.least": 1.0, "volatility.most": 1.0}), rows, uni)
+    entries = [[c.intent for _, c in said(r) if isinstance(c, Submit) and c.intent.purpose is Purpose.ENTRY] for r in (plain, scaled, neutral)]
+    assert [(i.id, i.qty, i.limit) for i in entries[0]] == [(i.id, i.qty, i.limit) for i in entries[2]] != []
+    assert {i.qty for i in entries[1]} != {Decimal(100)} and len({i.qty for i in entries[1]}) > 2
+    stops = {c.intent.parent: abs(c.intent.stop / c.intent.ref_px - 1) for _, c in said(scaled) if isinstance(c, Submit) and c.intent.stop}
+    assert stops
+    strict = run_all(busy(**{"volatility.reference": 1e-6, "volatility.most": 100.0, "volatility.thresholds": True}), rows, uni)
+    assert {n["code"] for n in notes(strict, "refusal")} >= {"depth_for_volatility"}
+    with pytest.raises(InvalidConfig, match="strategy.params.vol"):
+        config(**{"volatility.exits": True})

@@ -22,10 +22,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 
 from ..feed.errors import ConfigError, ScalpError
 from ..feed.quality import QualitySummary, SymbolQuality, quality
+from ..strategy.barplan import BarPlan, label
 from ..strategy.pressure import PressureParams
 from ..trader.client import SessionClient, sessions
 from ..trader.config import InvalidConfig, Problem, Section, load_config, provenance, shown
@@ -45,9 +47,9 @@ __all__ = ['SECTIONS', 'SHIPPED', 'LEAST_BYTES', 'POLL_S', 'LiveParameters', 'as
            'strict_parameters', 'folders', 'found_path', 'top_folder', 'chosen_run_dir', 'Plan', 'data_of', 'overrides',
            'plan_run', 'changes', 'echo', 'Check', 'PreflightFailed', 'attempt', 'Preflight', 'preflight',
            'quality_line', 'Outcome', 'SessionFailed', 'tail', 'status_line', 'StatusLine', 'write_config',
-           'stop_handlers', 'picture', 'hold', 'outcome_table', 'report_of', 'require_ok', 'resolved', 'summary',
-           'share_text', 'clipped', 'local_times', 'trips_table', 'orders_table', 'assumed_table', 'neat', 'plain',
-           'quality_table']
+           'stop_handlers', 'picture', 'hold', 'outcome_table', 'report_of', 'require_ok', 'resolved', 'rule_figure',
+           'summary', 'share_text', 'clipped', 'local_times', 'trips_table', 'orders_table', 'assumed_table', 'neat',
+           'plain', 'quality_table']
 
 # %% ../../nbs/live/01_notebook.ipynb #0ce5f557
 class LiveParameters(Section):
@@ -435,9 +437,31 @@ def require_ok(
     return f"{run.dir.name}: {s['reason']}, flat, journal whole ({run.verdict.count:,} records)"
 
 # %% ../../nbs/live/01_notebook.ipynb #6cd3b6a2
-def resolved(plan: Plan, market: Market) -> PressureParams:
+def resolved(plan: Plan, market: Market) -> PressureParams | BarPlan:
     "The strategy's parameters as they were used on this recording."
     return setup_for(plan.cfg, market)[0].params
+
+def rule_figure(plan: Plan, market: Market, run: RunData, symbol: str) -> Any:  # plotly figure
+    "What the rule saw: the pressure and its bounds, or the signals of closed bars on the price."
+    from scalp_nb.research import plots
+    used = resolved(plan, market)
+    if isinstance(used, PressureParams): return plots.pressure_figure(market.rows, market.universe, symbol, used, run.round_trips)
+    from plotly import graph_objects as go
+    rows, zone = plots.symbol_rows(market.rows, market.universe, symbol), plots.zone_of(run)
+    mid = plots.mid_of(rows)
+    keep = plots.thin(mid)
+    x, line = plots.clock(rows["ts"][keep], zone), {"color": plots.GREY, "width": 1}
+    fig = go.Figure(go.Scatter(x=x, y=mid[keep].round(4), name="mid", mode="lines", line=line))
+    said = run.bar_signals[(run.bar_signals["symbol"] == symbol) & (run.bar_signals["side"] != 0)]
+    for side, blocked in ((1, False), (1, True), (-1, False), (-1, True)):
+        some = said[(said["side"] == side) & ((said["blocked"] != "") == blocked)]
+        at = np.minimum(np.searchsorted(rows["ts"], some["ts"].to_numpy(np.int64), side="right"), len(rows)) - 1
+        told = zip(some["ts"], at, some["blocked"], some["strength"], strict=True)
+        marks = [(int(t), float(mid[i]), r or f"strength {s:.0f}") for t, i, r, s in told]
+        mark, name = ("triangle-up", "buy") if side > 0 else ("triangle-down", "sell")
+        color = plots.GREEN if side > 0 else plots.RED
+        plots.points(fig, f"{name}, blocked" if blocked else name, f"{mark}-open" if blocked else mark, color, marks, zone)
+    return plots.styled(fig, f"{symbol}: signals of {label(used)}", 320)
 
 def summary(
     run: RunData,

@@ -7,8 +7,8 @@ __all__ = ['NEVER', 'SECOND', 'EQUITY_NS', 'HORIZON_S', 'SILENT_NS', 'LOSS_BREAK
            'HANDLERS', 'TraderError', 'Setup', 'Held', 'kernel_params', 'Timers', 'Trader', 'touch', 'marks', 'equity',
            'exposure', 'in_session', 'bad_feed', 'fund', 'mark', 'entries_blocked', 'occupied', 'drop_window', 'switch',
            'rest', 'refuse', 'resting', 'Funds', 'funds', 'messages', 'view', 'judged', 'numbers_of', 'finite',
-           'priced', 'enter', 'forget_recent', 'send_entry', 'count_message', 'submit', 'cancel', 'place',
-           'blocked_exit', 'alert', 'act', 'backstop', 'arm', 'disarm', 'sync', 'exits_of', 'block', 'retime',
+           'priced', 'enter', 'scaled_offer', 'forget_recent', 'send_entry', 'count_message', 'submit', 'cancel',
+           'place', 'blocked_exit', 'alert', 'act', 'backstop', 'arm', 'disarm', 'sync', 'exits_of', 'block', 'retime',
            'round_fn', 'holding', 'released', 'exit_view', 'close', 'order_note', 'booked', 'closed', 'trip_note',
            'on_evidence', 'entry_ended', 'resolved', 'due_at', 'advance', 'tick', 'unanswered', 'tick_timers', 'replan',
            'again', 'silence_due', 'watch_exposed', 'limits', 'roll_window', 'cutoffs', 'on_depth', 'decide', 'silence',
@@ -48,6 +48,7 @@ from ..risk.breakers import AccountNumbers, Breakers
 from ..risk.gates import Decision, RiskView, check
 from ..risk.limits import RiskLimits
 from ..risk.sizing import SizingConfig, explain_size
+from ..risk.volatility import VolatilityRisk, risk_scale
 from ..strategy.barplan import BarPlan, history_bars, label
 from ..strategy.pressure import PressureParams, rule_params
 from ..strategy.protocol import CLOSE_LONG, CLOSE_SHORT
@@ -84,6 +85,7 @@ class Setup:
     windows: tuple[tuple[int, int], ...]  # entries allowed, [from, until) in ns, ordered
     day: tuple[int, int]                  # acceptable exchange times, [from, to) in ns
     restricted: frozenset[str] = frozenset()
+    volatility: VolatilityRisk | None = None  # of the pressure scalper; None = nothing is scaled
     history: Bars = field(default_factory=lambda: np.zeros(0, BAR), compare=False)  # bars before the run, for strategies on bars
     bar_days: tuple[Session, ...] = ()    # sessions of every day bars are from, history included
 
@@ -108,9 +110,10 @@ LOSS_BREAKERS = frozenset({"daily_loss", "drawdown"})  # these close positions, 
 def kernel_params(
     p: PressureParams | BarPlan,  # what runs
     sizing: SizingConfig,  # whether the size wants the variance of the mid
+    scaled: VolatilityRisk | None = None,  # wants it too
 ) -> dict[str, float]:  # values for the scan
     "Rule parameters of the scan; a strategy on bars leaves it to watch health, exits and money."
-    volatile = sizing.mode == "volatility"
+    volatile = sizing.mode == "volatility" or scaled is not None
     if isinstance(p, PressureParams): return rule_params(p, volatile)
     return rule_params(PressureParams(), volatile) | {"warmup_rows": NEVER, "window_ns": p.decision_window_ms * 1_000_000}
 
@@ -141,7 +144,7 @@ class Trader:
     ) -> None:
         self.setup, n = setup, len(setup.universe)
         self.params, self.limits = setup.params, setup.limits
-        self.scanner = Scanner(n, health_params(setup.health, *setup.day) | kernel_params(self.params, setup.sizing), watch, book)
+        self.scanner = Scanner(n, health_params(setup.health, *setup.day) | kernel_params(self.params, setup.sizing, setup.volatility), watch, book)
         self.desk = BarDesk(setup.params, n, setup.bar_days or setup.sessions) if isinstance(setup.params, BarPlan) else None
         self.terms: dict[str, ExitConfig] = {}         # entry id -> its own stop and target, where its signal stated them
         self.orders = OrderManager(setup.account, setup.strategy, id_width=setup.caps.id_width, stale_ns=setup.exits.entry_timeout_ms * 1_000_000)
@@ -357,6 +360,8 @@ def priced(t: Trader, sym: int, side: Side) -> tuple[float, Decimal]:
 # %% ../../nbs/trader/10_core.ipynb #f04b29ab
 def enter(t: Trader, c: Candidate, competing: int, ts: int, out: list[Command], offer: Offer | None = None) -> None:
     "Size, price and judge the strongest of `competing` candidates; send it or journal why not."
+    if t.setup.volatility is not None: offer = scaled_offer(t, t.setup.volatility, c, ts, out)
+    if t.setup.volatility is not None and offer is None: return
     exits = t.setup.exits if offer is None else exits_with(t.setup.exits, offer.stop_pct, offer.target_pct)
     ins, side, rules = t.setup.universe[c.sym], Side(c.side), t.setup.rules[c.sym]
     seen = {"side": side.name, "strength": c.strength, "pressure": finite(c.pressure), "depth_ratio": finite(c.depth_ratio), "candidates": competing}
@@ -377,6 +382,17 @@ def enter(t: Trader, c: Candidate, competing: int, ts: int, out: list[Command], 
     if not d.allowed: return refuse(t, c.sym, ts, d.code, seen | judged(v, d), out)
     sent = send_entry(t, c, ts, qty, limit, Decimal(str(ref)), seen | judged(v, d), out)
     if sent and exits is not t.setup.exits: t.terms[sent] = exits
+
+def scaled_offer(t: Trader, v: VolatilityRisk, c: Candidate, ts: int, out: list[Command]) -> Offer | None:
+    "A candidate of the pressure scalper with exits and size for this market; None, and a refusal, when it is too weak for it or nothing is known."
+    scale, x, depth = risk_scale(v, float(t.scanner.sym["vol"][c.sym])), t.setup.exits, c.depth_ratio if c.side > 0 else 1 / max(c.depth_ratio, 1e-9)
+    need = cast(PressureParams, t.params).depth_multiplier * (max(scale, 1.0) if v.thresholds else 1.0)
+    if math.isnan(scale) or depth < need:
+        code = "volatility_unknown" if math.isnan(scale) else "depth_for_volatility"
+        refuse(t, c.sym, ts, code, {"tier": 3, "scale": finite(scale), "depth": finite(depth), "needed": finite(need)}, out)
+        return None
+    wide = scale if v.exits else math.nan
+    return Offer(c, 100 * x.stop_pct * wide, 100 * x.target_pct * wide, 1 / scale if v.size else 1.0, ts)
 
 def forget_recent(t: Trader, sym: int, ts: int) -> None:
     "An entry like the last one is a duplicate only within the window."
@@ -755,8 +771,8 @@ def decide_window(t: Trader, ts: int, out: list[Command]) -> None:
     ranked = rank(t.scanner.candidates() if t.desk is None else [o.candidate for o in offers.values()])
     drop_window(t)
     if not ranked: return
-    t.signals[min(int(ranked[0].strength // 5), 19)] += 1
     for c in ranked[:1 if t.desk is None else t.desk.plan.per_decision]:
+        t.signals[min(int(c.strength // 5), 19)] += 1
         if not entries_blocked(t): enter(t, c, len(ranked), ts, out, offers.get(c.sym))
 
 # %% ../../nbs/trader/10_core.ipynb #50dbfbfc
@@ -1003,7 +1019,7 @@ def _set(t: Trader, e: Control, out: list[Command]) -> None:
     if section == "risk": t.limits = cast(RiskLimits, changed(t.limits, name, e.args.get("value")))
     else:
         t.params = cast(PressureParams | BarPlan, changed(t.params, name, e.args.get("value")))
-        t.scanner.set_params(kernel_params(t.params, t.setup.sizing))
+        t.scanner.set_params(kernel_params(t.params, t.setup.sizing, t.setup.volatility))
 
 CONTROLS = {"pause": _pause, "resume": _resume, "reset_breaker": _reset, "flatten": _flatten, "kill": _kill, "stop": _stop, "set": _set}
 

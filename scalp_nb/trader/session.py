@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['WORTH_A_STATE', 'COMMIT_S', 'SLICE', 'EXIT_OK', 'EXIT_NOT_FLAT', 'EXIT_CONFIG', 'EXIT_REFUSED', 'EXIT_FAILED',
            'EXITS', 'correlation', 'fill_of', 'StoreLedger', 'picture', 'bound_of', 'bounds_of', 'Run', 'preload',
-           'resume_row', 'begin', 'venue_clock', 'tell', 'write_log', 'request', 'stop', 'interruptions', 'lease_ended',
-           'heard', 'trade', 'nap', 'drain', 'finish', 'run_session', 'failed', 'emergency', 'close', 'arguments',
-           'configured', 'main']
+           'resume_row', 'kept_bars', 'begin', 'venue_clock', 'tell', 'write_log', 'request', 'stop', 'interruptions',
+           'lease_ended', 'heard', 'trade', 'nap', 'drain', 'finish', 'run_session', 'failed', 'emergency', 'close',
+           'arguments', 'configured', 'main']
 
 # %% ../../nbs/trader/13_session.ipynb #29fbcb5a
 import argparse
@@ -34,9 +34,10 @@ from pydantic.fields import FieldInfo
 
 from ..broker.base import Broker
 from ..broker.paper import PaperBroker
-from ..feed.bars import BAR_VOID
+from ..feed.bars import BAR_FIELDS, BAR_VOID
 from ..feed.depth import Rows
 from ..feed.errors import ConfigError, ScalpError
+from ..feed.instrument import Universe
 from ..feed.replay import replay
 from ..order.types import Fill, Purpose, Side
 from ..risk.limits import RiskLimits
@@ -45,12 +46,12 @@ from ..strategy.pressure import PressureParams
 from .config import load_config, provenance
 from .control import Bound, ControlServer, Mailbox, make_app, new_token
 from .core import SETTABLE, Trader, TraderError, equity, exposure, snapshot
-from .events import Cancel, Command, Control, Event, Evidence, Halt, Note, Reconciled, Submit
+from .events import BarRow, Cancel, Command, Control, Event, Evidence, Halt, Note, Reconciled, Submit
 from .lease import LeaseEnd, LeaseWatch, adopt, announce, kill_seen, read_kill
 from .logs import configure_logging, get_logger
 from .runner import Runner
 from .setup import Market, RunConfig, load_market, paper_run, refuse_live, setup_for
-from .store import Store, crash_hook_from_env
+from .store import BARS, Store, crash_hook_from_env
 from .wire import settle_memory
 
 # %% ../../nbs/trader/13_session.ipynb #839a2b33
@@ -193,6 +194,17 @@ def resume_row(
     return max(int(recovered["rows"]), int(np.searchsorted(np.maximum.accumulate(rows["recv"]), venue_ts, side="right")))
 
 # %% ../../nbs/trader/13_session.ipynb #df687616
+def kept_bars(
+    store: Store,  # of the account
+    universe: Universe,  # symbols wanted
+    since: int = 0,  # ns UTC
+) -> tuple[BarRow, ...]:  # for `Runner.start`
+    "The closed bars the store has, as a restarted session on a venue's bars needs them."
+    at = {s: i for i, s in enumerate(universe.symbols)}
+    rows = [r for r in store.rows(BARS) if r["symbol"] in at and r["ts"] >= since]
+    return tuple((r["ts"], *(r[f] for f in BAR_FIELDS[1:6]), math.nan if r["vwap"] is None else r["vwap"], r["trades"] or 0, at[r["symbol"]], 0)
+                 for r in rows)
+
 def begin(run: Run) -> None:
     "Open the books, build trader and venue, reconcile."
     cfg = run.cfg

@@ -33,6 +33,7 @@ from ..order.fees import FeeLedger, fees_for
 from ..order.rules import rules_for
 from ..risk.limits import RiskLimits
 from ..risk.sizing import SizingConfig
+from ..risk.volatility import VolatilityRisk
 from ..strategy.barplan import BarPlan, base_ns, history_bars, legs
 from ..strategy.pressure import PressureParams, Window, resolve
 from .config import DataSection, LiveMoney, RunSection, Section, SessionSection, StoreSection, require_live, span_ns
@@ -59,6 +60,7 @@ class RunConfig(Section):
     exits: ExitConfig = ExitConfig()
     health: HealthConfig = HealthConfig()
     paper: dict[str, Any] = Field(default_factory=dict)  # PaperConfig values that differ from the imitated venue's
+    volatility: VolatilityRisk | None = None             # exits, size and thresholds of the pressure scalper scaled; none by default
     session: SessionSection = SessionSection()
     store: StoreSection = StoreSection()
     restricted: tuple[str, ...] = ()                     # symbols never traded
@@ -85,6 +87,12 @@ class PressureRunConfig(RunConfig):
 class BarRunConfig(RunConfig):
     "A run of a strategy on bars."
     strategy: BarPlan
+
+    @field_validator("volatility")
+    @classmethod
+    def _own_scale(cls, value: VolatilityRisk | None) -> VolatilityRisk | None:
+        if value is not None: raise ValueError("none with a strategy on bars: it is scaled by strategy.params.vol")
+        return value
 
 def imitated(
     venue: VenueSection,  # whose terms
@@ -268,6 +276,7 @@ def setup_for(
     return Setup(account=cfg.run.account, strategy=strategy_id(params), params=params, limits=cfg.risk, sizing=cfg.sizing, exits=cfg.exits,
                  health=cfg.health, universe=uni, sessions=sessions, rules=rules, fees=fees, caps=caps_of(paper_config(cfg)),
                  windows=entry_windows(params.windows, widest, cfg.risk), day=span, restricted=frozenset(cfg.restricted),
+                 volatility=cfg.volatility,
                  history=history, bar_days=(*days, widest)), note
 
 def paper_run(
