@@ -5,15 +5,28 @@ import math
 import numpy as np
 import pytest
 
-from scalp_nb.research.barsweep import (REASONS, BarFill, BarSpace, bar_recording, bar_space, bar_summary, bar_sweep, bar_trades, one_set, run_bars,
-                                        tape_of_bars, walk_bars)
+from scalp_nb.research.barsweep import (
+    REASONS,
+    BarFill,
+    BarSpace,
+    bar_recording,
+    bar_space,
+    bar_summary,
+    bar_sweep,
+    bar_trades,
+    one_set,
+    run_bars,
+    tape_of_bars,
+    walk_bars,
+)
 from scalp_nb.research.trials import TrialLog
 from scalp_nb.strategy.combine import CombinedRun, CombineParams
 from scalp_nb.strategy.protocol import CLOSE_LONG, CLOSE_SHORT, BarRun, bar_strategy, signals
 
 MIX = {"members": [{"strategy": "sma_crossover", "params": {"stop_loss_pct": 0.3}}, {"strategy": "rsi_reversion", "params": {"take_profit_pct": 0.4}},
                    {"strategy": "bollinger_breakout"}], "memory": 3}
-FIVE = [("sma_crossover", {}), ("sma_crossover", {"fast_period": 5, "slow_period": 15, "more_pairs": ((10, 30), (20, 50))}), ("rsi_reversion", {"period": 7}),
+FIVE = [("sma_crossover", {}),
+        ("sma_crossover", {"fast_period": 5, "slow_period": 15, "more_pairs": ((10, 30), (20, 50))}), ("rsi_reversion", {"period": 7}),
         ("bollinger_breakout", {}), ("combination", MIX)]
 
 
@@ -47,7 +60,8 @@ class Walker:
     def out(self, i: int, px: float, reason: str) -> None:
         signal_bar, at, side, entry, _, _, size = self.pos
         px = px if reason == "target" else px * (1 - side * self.h)
-        self.trades.append((signal_bar, at, i, side, entry, px, reason, 1e4 * size * (side * (px / entry - 1) - self.m.cost_bps * 1e-4 * (1 + px / entry))))
+        net = 1e4 * size * (side * (px / entry - 1) - self.m.cost_bps * 1e-4 * (1 + px / entry))
+        self.trades.append((signal_bar, at, i, side, entry, px, reason, net))
         self.pos = None
 
     def act(self, i: int, px: float, signal_bar: int, sig) -> None:
@@ -126,7 +140,8 @@ def vbt_trades(t, space: BarSpace, m: BarFill, sl=None, tp=None):
     import pandas as pd
     import vectorbt as vbt
     sig = signals(bar_strategy(space.strategy), space.sets[0], t.bars)
-    col = {"entries": sig["side"] > 0, "short_entries": sig["side"] < 0, "exits": sig["exit"] & CLOSE_LONG > 0, "short_exits": sig["exit"] & CLOSE_SHORT > 0}
+    col = {"entries": sig["side"] > 0, "short_entries": sig["side"] < 0, "exits": sig["exit"] & CLOSE_LONG > 0,
+           "short_exits": sig["exit"] & CLOSE_SHORT > 0}
     if m.at == "next_open":
         col = {k: np.append(False, v[:-1]) for k, v in col.items()}
     if m.flat_at_end:
@@ -135,8 +150,9 @@ def vbt_trades(t, space: BarSpace, m: BarFill, sl=None, tp=None):
     index = pd.to_datetime(t.bars["ts"])
     px = {f: pd.Series(t.bars[f], index) for f in ("open", "high", "low", "close")}
     stops = {} if sl is None else {"sl_stop": sl / 100, "tp_stop": tp / 100}
-    pf = vbt.Portfolio.from_signals(px["close"], **{k: pd.Series(v, index) for k, v in col.items()}, price=px["open" if m.at == "next_open" else "close"],
-                                    open=px["open"], high=px["high"], low=px["low"], slippage=m.half_spread_bps * 1e-4, fees=m.cost_bps * 1e-4, size=1.0,
+    col = {k: pd.Series(v, index) for k, v in col.items()}
+    pf = vbt.Portfolio.from_signals(px["close"], **col, price=px["open" if m.at == "next_open" else "close"], open=px["open"], high=px["high"],
+                                    low=px["low"], slippage=m.half_spread_bps * 1e-4, fees=m.cost_bps * 1e-4, size=1.0,
                                     init_cash=1e9, upon_opposite_entry="reverse", freq="1min", **stops)
     r = pf.trades.records
     return r[r["status"] == 1]
@@ -173,7 +189,8 @@ def test_results_are_the_sums_of_the_trades_and_do_not_depend_on_the_other_sets(
     t = tape_of_bars("W1", bars[bars["sym"] == 1], "US")
     for k in (0, 7, space.size - 1):
         trades, mine = bar_trades(t, space, m, [k]), frame[(frame.symbol == "W1") & (frame.set == k)]
-        assert trades.groupby("session").net_bps.sum().to_dict() == pytest.approx(mine[mine.trades > 0].set_index("session").net_bps.to_dict(), abs=1e-9)
+        each = mine[mine.trades > 0].set_index("session").net_bps.to_dict()
+        assert trades.groupby("session").net_bps.sum().to_dict() == pytest.approx(each, abs=1e-9)
         assert len(trades) == mine.trades.sum() and (trades.net_bps > 0).sum() == mine.wins.sum()
         assert {r: int((trades.reason == r).sum()) for r in REASONS.values()} == {r: int(mine[r].sum()) for r in REASONS.values()}
         alone = run_bars(t, BarSpace(space.strategy, (space.sets[k],)), m)[0]

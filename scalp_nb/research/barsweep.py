@@ -229,7 +229,8 @@ def tape_of_bars(
     cols = np.stack([np.ascontiguousarray(bars[f]) for f in FIELDS])
     small = extremes(cols[LOW], cols[HIGH], BLOCK[0])
     blocks = (small, extremes(small[0], small[1], BLOCK[1] // BLOCK[0]))
-    return BarTape(symbol, bars, cols, session.astype(np.int32), ends[session].astype(np.int32), tuple(date.fromordinal(int(d)) for d in days), blocks)
+    dates = tuple(date.fromordinal(int(d)) for d in days)
+    return BarTape(symbol, bars, cols, session.astype(np.int32), ends[session].astype(np.int32), dates, blocks)
 
 # %% ../../nbs/research/12_barsweep.ipynb #31e0449b
 EVENT = np.dtype([("bar", "<i4"), ("side", "<i2"), ("exit", "<i2"), ("strength", "<f8"), ("stop_pct", "<f8"), ("target_pct", "<f8"), ("size", "<f8"),
@@ -283,7 +284,7 @@ def walk_of(
     return _WALKS[s.rule]
 
 # %% ../../nbs/research/12_barsweep.ipynb #4b58f8e5
-KEPT_BYTES = 256_000_000  # most memory for indicators and events of a tape
+KEPT_BYTES = 64_000_000  # most memory for indicators and events of a tape
 
 def keep(
     tape: BarTape,  # where
@@ -448,8 +449,8 @@ def first_touch(low, high, b1, b2, a: int, b: int, below: float, above: float) -
 REASONS = {0: "stop", 1: "target", 2: "signal", 3: "end"}
 TOTALS = ("trades", "wins", "gross_bps", "cost_bps", "net_bps", "win_bps", "loss_bps", "max_dd_bps", "held", *REASONS.values())
 RESULT = np.dtype([(n, "<i8" if n in ("trades", "wins", "held", *REASONS.values()) else "<f8") for n in TOTALS] + [("peak", "<f8")])
-TRADE = np.dtype([("set", "<i8"), ("side", "<i8"), ("signal_bar", "<i8"), ("entry_bar", "<i8"), ("exit_bar", "<i8"), ("entry", "<f8"), ("exit", "<f8"),
-                  ("stop", "<f8"), ("target", "<f8"), ("size", "<f8"), ("reason", "<i8"), ("gross_bps", "<f8"), ("cost_bps", "<f8")])
+TRADE = np.dtype([("set", "<i8"), ("side", "<i8"), ("signal_bar", "<i8"), ("entry_bar", "<i8"), ("exit_bar", "<i8"), ("entry", "<f8"),
+                  ("exit", "<f8"), ("stop", "<f8"), ("target", "<f8"), ("size", "<f8"), ("reason", "<i8"), ("gross_bps", "<f8"), ("cost_bps", "<f8")])
 MODEL = np.dtype([("next", "<i8"), ("half", "<f8"), ("cost", "<f8"), ("flat", "<i8"), ("same_bar", "<i8"), ("max_trades", "<i8")])
 
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
@@ -739,7 +740,8 @@ def log_unit(
     "Write a unit's trials down."
     kept = frame[["session", "symbol", "set", "trades", "net_bps"]] if returns else None
     best = {"trades": float(frame["trades"].sum()), "best_net_bps": float(frame.groupby("set")["net_bps"].sum().max())}
-    ids = param_ids(({"params": p.model_dump(mode="json")} for p in unit.space.sets[unit.start:unit.stop]), {"fill": unit.model.model_dump(mode="json")})
+    sets = ({"params": p.model_dump(mode="json")} for p in unit.space.sets[unit.start:unit.stop])
+    ids = param_ids(sets, {"fill": unit.model.model_dump(mode="json")})
     log.append(unit.space.strategy, unit.session.content, unit.space.sha256, ids, best, kept)
 
 def bar_sweep(

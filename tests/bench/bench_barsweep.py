@@ -147,7 +147,8 @@ def vbt_run(vbt, close, open_, sig) -> int:
 
 SETS: dict[str, list[dict]] = {
     "SMA 10/30": [{"fast": f, "slow": s} for f in (5, 8, 10, 12) for s in (20, 30, 50, 80, 100)], "SMA three pairs": [{}] * 20,
-    "RSI 14": [{"period": p} for p in range(5, 25)], "Bollinger 20": [{"period": p, "width": w} for p in (10, 20, 30, 40) for w in (1.5, 1.75, 2, 2.5, 3)],
+    "RSI 14": [{"period": p} for p in range(5, 25)],
+    "Bollinger 20": [{"period": p, "width": w} for p in (10, 20, 30, 40) for w in (1.5, 1.75, 2, 2.5, 3)],
     "combination": [{"fast": f, "period": r, "width": w} for f in (5, 10) for r in (7, 14) for w in (1.5, 1.75, 2, 2.5, 3)]}
 
 
@@ -216,15 +217,17 @@ def main() -> None:
         c, o = pd.DataFrame(close.T, index), pd.DataFrame(open_.T, index)
         for engine in ("numba", "rust"):
             try: peers[engine] = vectorbt_rates(engine, c, o)
-            except Exception as err: print(f"vectorbt {engine}: not measured: {type(err).__name__}: {str(err)[:80]}")  # optional: say why it is not here
+            except Exception as err: print(f"vectorbt {engine}: not measured: {type(err).__name__}: {str(err)[:80]}")  # say why
     print(f"\n{'M bars x sets / s':20}{'one set':>9}{'trades':>10}" + "".join(f"{'vbt ' + e:>14}{'ratio':>7}{'trades':>9}" for e in peers))
     for name, (rate, trades) in single.items():
-        print(f"{name:20}{rate / 1e6:9.1f}{trades:10,}" + "".join(f"{p[name][0] / 1e6:14.2f}{rate / p[name][0]:7.1f}{p[name][2]:9,}" for p in peers.values()))
-    print(f"{'all five':20}{5 * n / all_ / 1e6:9.1f}{'':10}" + "".join(
-        f"{5 / sum(1 / x[0] for x in p.values()) / 1e6:14.2f}{5 * n / all_ * sum(1 / x[0] for x in p.values()) / 5:7.1f}{'':9}" for p in peers.values()))
+        theirs = (f"{p[name][0] / 1e6:14.2f}{rate / p[name][0]:7.1f}{p[name][2]:9,}" for p in peers.values())
+        print(f"{name:20}{rate / 1e6:9.1f}{trades:10,}" + "".join(theirs))
+    whole = [5 / sum(1 / x[0] for x in p.values()) for p in peers.values()]
+    print(f"{'all five':20}{5 * n / all_ / 1e6:9.1f}{'':10}" + "".join(f"{w / 1e6:14.2f}{5 * n / all_ / w:7.1f}{'':9}" for w in whole))
     print(f"\n{'M bars x sets / s':20}{'100 sets':>9}" + "".join(f"{'vbt ' + e:>14}{'ratio':>7}" for e in peers))
     for name, rate in many.items():
-        print(f"{name:20}{rate / 1e6:9.1f}" + "".join(f"{p[name][1] / 1e6:14.2f}{rate / p[name][1]:7.1f}" for p in peers.values() if name in p))
+        theirs = (f"{p[name][1] / 1e6:14.2f}{rate / p[name][1]:7.1f}" for p in peers.values() if name in p)
+        print(f"{name:20}{rate / 1e6:9.1f}" + "".join(theirs))
     if "--no-peers" not in sys.argv:
         part = tapes[0].bars[:20_000]
         rate = backtesting_rate(part)
