@@ -126,7 +126,7 @@ def bar_recording(
     regular: bool = False,  # leave out bars outside continuous trading
 ) -> BarRecording:
     "A recording from bars; refuses an empty one, and bars no number should be computed from."
-    venues = sorted({i.venue for i in universe})
+    venues = sorted({universe[i].venue for i in range(len(universe))})
     if len(venues) != 1: raise ResearchError(f"venues of recording {name}", venues, "one", "make a recording of each")
     if regular: bars = bars[in_hours(bars, venues[0])]
     bars = check_bars(bars)
@@ -799,7 +799,7 @@ def _ratios(out: "pd.DataFrame", frame: "pd.DataFrame", keys: list[str]) -> "pd.
     out["mean_bps"], out["win_rate"] = out["net_bps"] / some, out["wins"] / some
     loss, win = out["loss_bps"] / lost, out["win_bps"] / won
     out["break_even_win_rate"], out["exposure"] = loss / (loss + win), out["held"] / out["bars"]
-    nets = frame.groupby([*keys, "session"])["net_bps"].sum().unstack("session", fill_value=0.0).loc[out.index]
+    nets = frame.groupby([*keys, "session"])["net_bps"].sum().unstack("session", fill_value=0).loc[out.index]
     spread = nets.std(axis=1, ddof=1)
     out["sessions"], out["session_mean_bps"] = nets.shape[1], nets.mean(axis=1)
     out["session_sharpe"] = out["session_mean_bps"] / spread.where(spread > 0).astype("Float64")
@@ -887,9 +887,9 @@ def bar_evidence(
     "A set's record, for `research.validate.gate`. Returns are shares of a capital of one unit a symbol."
     nets, capital = session_nets(frame), 1e4 * frame["symbol"].nunique()
     days = [date.fromisoformat(d) for d in nets.index]
-    params = {k: v.map(str) if v.dtype == object else v for k, v in sets_of(space).drop(columns="set").items()}
+    params = {str(k): np.asarray(v.map(str) if v.dtype == object else v) for k, v in sets_of(space).drop(columns="set").items()}
     late = {f: moved_nets(tapes, space, chosen, model, int(f) - 1, wrap=False) for f in (2.0, 4.0)}
-    return Evidence(days, nets.to_numpy() / 1e4, list(nets.columns).index(chosen), trials, _gate_trades(tapes, space, chosen, model, days, capital),
+    return Evidence(days, nets.to_numpy() / 1e4, [int(c) for c in nets.columns].index(chosen), trials, _gate_trades(tapes, space, chosen, model, days, capital),
                     neighbours(params, chosen), {f: np.array([x[d][1] for d in days]) / capital for f, x in late.items()},
                     timing(tapes, space, chosen, model, reps, seed))
 

@@ -222,8 +222,8 @@ def main() -> None:
     for name, (rate, trades) in single.items():
         theirs = (f"{p[name][0] / 1e6:14.2f}{rate / p[name][0]:7.1f}{p[name][2]:9,}" for p in peers.values())
         print(f"{name:20}{rate / 1e6:9.1f}{trades:10,}" + "".join(theirs))
-    whole = [5 / sum(1 / x[0] for x in p.values()) for p in peers.values()]
-    print(f"{'all five':20}{5 * n / all_ / 1e6:9.1f}{'':10}" + "".join(f"{w / 1e6:14.2f}{5 * n / all_ / w:7.1f}{'':9}" for w in whole))
+    ours_, whole = 5 * n / all_, [5 / sum(1 / x[0] for x in p.values()) for p in peers.values()]
+    print(f"{'all five':20}{ours_ / 1e6:9.1f}{'':10}" + "".join(f"{w / 1e6:14.2f}{ours_ / w:7.1f}{'':9}" for w in whole))
     print(f"\n{'M bars x sets / s':20}{'100 sets':>9}" + "".join(f"{'vbt ' + e:>14}{'ratio':>7}" for e in peers))
     for name, rate in many.items():
         theirs = (f"{p[name][1] / 1e6:14.2f}{rate / p[name][1]:7.1f}" for p in peers.values() if name in p)
@@ -231,8 +231,8 @@ def main() -> None:
     if "--no-peers" not in sys.argv:
         part = tapes[0].bars[:20_000]
         rate = backtesting_rate(part)
-        print(f"\nbacktesting.py, SMA 10/30 on {len(part):,} bars: {rate / 1e6:.3f} M bars/s; ours one set {single['SMA 10/30'][0] / rate:,.0f} times, "
-              f"100 sets {many['SMA 10/30'] / rate:,.0f} times as fast")
+        print(f"\nbacktesting.py, SMA 10/30 on {len(part):,} bars: {rate / 1e6:.3f} M bars/s; ours one set "
+              f"{single['SMA 10/30'][0] / rate:,.0f} times, 100 sets {many['SMA 10/30'] / rate:,.0f} times as fast")
 
 
 if __name__ == "__main__":
