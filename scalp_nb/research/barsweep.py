@@ -889,7 +889,8 @@ def bar_evidence(
     days = [date.fromisoformat(d) for d in nets.index]
     params = {str(k): np.asarray(v.map(str) if v.dtype == object else v) for k, v in sets_of(space).drop(columns="set").items()}
     late = {f: moved_nets(tapes, space, chosen, model, int(f) - 1, wrap=False) for f in (2.0, 4.0)}
-    return Evidence(days, nets.to_numpy() / 1e4, [int(c) for c in nets.columns].index(chosen), trials, _gate_trades(tapes, space, chosen, model, days, capital),
+    column = [int(c) for c in nets.columns].index(chosen)
+    return Evidence(days, nets.to_numpy() / 1e4, column, trials, _gate_trades(tapes, space, chosen, model, days, capital),
                     neighbours(params, chosen), {f: np.array([x[d][1] for d in days]) / capital for f, x in late.items()},
                     timing(tapes, space, chosen, model, reps, seed))
 
