@@ -83,6 +83,7 @@ def test_the_sdk_reads_account_clock_calendar_and_assets(server: PracticeServer)
     assert [(str(d.date), d.close.hour) for d in days] == [("2026-11-25", 16), ("2026-11-27", 13)]
     assert [a.symbol for a in c.get_all_assets()] == ["AAPL", "MSFT"] and c.get_asset("MSFT").tradable
     assert refused(lambda: c.get_asset("NOPE")).status_code == 404
+    assert c.get_account_configurations().fractional_trading
 
 
 def test_an_orders_whole_life_through_the_sdk(server: PracticeServer) -> None:
