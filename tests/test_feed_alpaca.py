@@ -229,8 +229,7 @@ def test_malformed_frames_are_counted_and_the_rest_is_read() -> None:
         feed = AlpacaFeed(UNI, config(port, source="test"), "PK", "S")
         feed.start(0)
         d = Drive(feed)
-        d.until(lambda: d.n_rows >= 5)
-        assert feed.stats.malformed >= 3 and feed.stats.unknown >= 1
+        d.until(lambda: d.n_rows >= 5 and feed.stats.malformed >= 3 and feed.stats.unknown >= 1)
         assert np.concatenate(d.rows)["ts"].max() == rfc3339_ns("2023-11-14T22:13:20.6Z")
         feed.close()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import multiprocessing
 import statistics
 import sys
 import threading
@@ -35,8 +36,8 @@ BASE = 1_795_100_400_000_000_000
 
 
 def quote(k: int) -> dict[str, Any]:
-    return {"T": "q", "S": SYMBOLS[k % 8], "bx": "V", "bp": 100 + k % 90 / 100, "bs": 100, "ax": "Q", "ap": 100.05 + k % 90 / 100, "as": 200, "c": ["R"],
-            "t": msgpack.Timestamp.from_unix_nano(BASE + k * 1000), "z": "C"}
+    return {"T": "q", "S": SYMBOLS[k % 8], "bx": "V", "bp": 100 + k % 90 / 100, "bs": 100, "ax": "Q", "ap": 100.05 + k % 90 / 100, "as": 200,
+            "c": ["R"], "t": msgpack.Timestamp.from_unix_nano(BASE + k * 1000), "z": "C"}
 
 
 def frames(n: int, per: int) -> list[bytes]: return [msgpack.packb([quote(k + j) for j in range(per)]) for k in range(0, n, per)]
@@ -62,8 +63,16 @@ def decode(per: int, n: int = 4000) -> tuple[float, float]:
     return sdk / n * 1e6, medians(ours)[0] / n * 1e6
 
 
-def serve_quotes(found: list[bytes], ready: threading.Event) -> tuple[Any, int]:
-    "A server that logs in, waits for the subscription, and sends the frames paced, so that each is read on its own."
+def serve_quotes(found: list[bytes], ready: Any) -> tuple[Any, int]:
+    "A server in a process of its own, which logs in, waits for the subscription, and sends the frames."
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    p = context.Process(target=_serve, args=(found, ready, theirs), daemon=True)
+    p.start()
+    return p, ours.recv()
+
+
+def _serve(found: list[bytes], ready: Any, port: Any) -> None:
     from websockets.sync.server import ServerConnection, serve
     def handler(ws: ServerConnection) -> None:
         ws.send(msgpack.packb([{"T": "success", "msg": "connected"}]))
@@ -73,18 +82,16 @@ def serve_quotes(found: list[bytes], ready: threading.Event) -> tuple[Any, int]:
         ws.send(msgpack.packb([{"T": "subscription", "quotes": list(SYMBOLS)}]))
         assert asked
         ready.wait()
-        for f in found:
-            ws.send(f)
-            time.sleep(0.0002)
+        for f in found: ws.send(f)
         for _ in ws: pass
     server = serve(handler, "127.0.0.1", 0, compression=None)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server, server.socket.getsockname()[1]
+    port.send(server.socket.getsockname()[1])
+    server.serve_forever()
 
 
 def end_to_end_sdk(found: list[bytes], n: int) -> float:
     from alpaca.data.live.stock import StockDataStream
-    ready = threading.Event()
+    ready = multiprocessing.get_context("fork").Event()
     server, port = serve_quotes(found, ready)
     stream, seen, cpu = StockDataStream("k", "s", url_override=f"ws://127.0.0.1:{port}/v2/iex"), [0], [0.0]
     async def handler(q: Any) -> None:
@@ -101,13 +108,13 @@ def end_to_end_sdk(found: list[bytes], n: int) -> float:
     ready.set()
     end = time.monotonic() + 60
     while seen[0] < n and time.monotonic() < end: time.sleep(0.01)
-    server.shutdown()
+    server.kill()
     assert seen[0] == n
     return cpu[0] / n * 1e6
 
 
 def end_to_end_ours(found: list[bytes], n: int) -> float:
-    ready = threading.Event()
+    ready = multiprocessing.get_context("fork").Event()
     server, port = serve_quotes(found, ready)
     feed = AlpacaFeed(UNI, AlpacaFeedConfig(source="test", stream_url=f"ws://127.0.0.1:{port}/v2/iex", channels=("quotes",)), "k", "s")
     feed.start(0)
@@ -118,7 +125,7 @@ def end_to_end_ours(found: list[bytes], n: int) -> float:
     while got < n and time.monotonic() < end: got += len(feed.read(0.05))
     spent = time.thread_time() - began
     feed.close()
-    server.shutdown()
+    server.kill()
     assert got == n
     return spent / n * 1e6
 
