@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-EXTRAS = ("live", "research", "alpaca", "angel", "postgres", "dev")
+EXTRAS = ("live", "research", "alpaca", "angel", "practice", "postgres", "dev")
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 STATUSES = {"1": "1 - Planning", "2": "2 - Pre-Alpha", "3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
 

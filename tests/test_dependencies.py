@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CORE_ROOMS = {"feed", "strategy", "risk", "order", "broker", "trader"}
-EXTRAS = ("live", "research", "alpaca", "angel")   # dev is for developers, never for the package
+EXTRAS = ("live", "research", "alpaca", "angel", "practice")   # dev is for developers, never for the package
 
 
 def canonical(name: str) -> str:

@@ -11,6 +11,7 @@ import datetime as dt
 import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -108,8 +109,7 @@ def clock_json(
 def _days(first: dt.date, last: dt.date) -> Iterator[Session]:
     day = first
     while day <= last:
-        try: yield session_for("US", day)
-        except (MarketClosed, NoCalendar): pass
+        with suppress(MarketClosed, NoCalendar): yield session_for("US", day)
         day += dt.timedelta(days=1)
 
 def _settles(day: dt.date) -> dt.date:

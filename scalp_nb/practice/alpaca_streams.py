@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'ERRORS', 'MAX_BATCH', 'Line', 'Hub', 'push', 'refuse', 'same', 'authenticate', 'subscribe', 'hear_data',
-           'broadcast', 'show_row', 'show_bar', 'show_status', 'attach_market', 'show_update', 'hear_trading', 'encode',
-           'decode', 'take_frames', 'serve_line', 'forget']
+           'broadcast', 'show_row', 'show_bar', 'show_status', 'attach_market', 'show_update', 'send_update',
+           'hear_trading', 'encode', 'decode', 'take_frames', 'serve_line', 'forget']
 
 # %% ../../nbs/practice/04_alpaca_streams.ipynb #eee94f65
 import asyncio
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..feed.bars import MINUTE
@@ -58,6 +59,8 @@ class Hub:
     quotes: dict[int, Any] = field(default_factory=dict)           # last quote of each symbol
     days: dict[int, list[Any]] = field(default_factory=dict)       # running day of each symbol
     prints: int = 0
+    down: dict[str, int] = field(default_factory=dict)             # faults: path -> refused until, ns UTC
+    failed: Callable[[BaseException], None] = lambda e: None       # told of an error of our own
     update_gate: Callable[[dict[str, Any]], list[dict[str, Any]]] = lambda data: [data]  # faults: what becomes of one update
     frame_gate: Callable[[Line, bytes], list[bytes]] = lambda line, frame: [frame]       # faults: what becomes of one frame
 
@@ -212,10 +215,16 @@ def show_update(
     data: dict[str, Any],  # from `alpaca_orders.say`
 ) -> None:
     "A trade update to all who listen."
-    for d in hub.update_gate(data):
-        frame = orjson.dumps({"stream": "trade_updates", "data": d})
-        for line in hub.lines:
-            if line.listening: push(hub, line, frame)
+    for d in hub.update_gate(data): send_update(hub, d)
+
+def send_update(
+    hub: Hub,  # everybody
+    data: dict[str, Any],  # past the faults
+) -> None:
+    "One frame to all who listen."
+    frame = orjson.dumps({"stream": "trade_updates", "data": data})
+    for line in hub.lines:
+        if line.listening: push(hub, line, frame)
 
 def hear_trading(
     hub: Hub,  # everybody
@@ -311,6 +320,7 @@ async def serve_line(
     abort: Callable[[], None],  # tears the connection
 ) -> None:
     "One websocket from handshake to end."
+    if hub.down.get(path, 0) > hub.orders.desk.at: return await ws.send_denial_response(Response("Service Unavailable", 503))
     await ws.accept()
     line = Line(path, text="msgpack" not in ws.headers.get("content-type", ""), abort=abort)
     hub.lines.add(line)
@@ -325,7 +335,8 @@ async def serve_line(
         elif writer.done() and not writer.exception(): code = 1000
     finally:
         for task in (reader, writer, timer): task.cancel()
-        await asyncio.gather(reader, writer, timer, return_exceptions=True)
+        for e in await asyncio.gather(reader, writer, timer, return_exceptions=True):
+            if isinstance(e, Exception) and not isinstance(e, (OSError, WebSocketDisconnect)): hub.failed(e)
         forget(hub, line, code)
 
 async def _auth_timeout(hub: Hub, line: Line) -> None:
@@ -335,11 +346,11 @@ async def _auth_timeout(hub: Hub, line: Line) -> None:
 def forget(
     hub: Hub,  # everybody
     line: Line,  # gone
-    code: int,  # its close code; 1006: torn
+    code: int,  # its close code; 1005 and 1006: torn, no farewell came
 ) -> None:
     "Remove a line; a torn market-data connection counts on for a while."
     if line not in hub.lines: return
     hub.lines.discard(line)
-    if line.authed and line.data and code == 1006:
+    if line.authed and line.data and code in (1005, 1006):
         hub.zombies.append((line.path, hub.orders.desk.at + int(hub.orders.terms.zombie_s * 1e9)))
     note(hub.orders.desk, "disconnect", path=line.path, code=code)

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['Seen', 'Told', 'Task', 'PracticeError', 'PracticeClock', 'start_clock', 'step_clock', 'Tape', 'make_tape',
-           'synthetic_us', 'Desk', 'note', 'at_time', 'open_desk', 'bring', 'place', 'withdraw', 'best', 'last_price',
-           'session_at', 'halt', 'halted', 'ground_truth', 'reopen']
+           'synthetic_us', 'recording_tape', 'bar_tape', 'walk_tape', 'Desk', 'note', 'at_time', 'open_desk', 'bring',
+           'place', 'withdraw', 'best', 'last_price', 'session_at', 'halt', 'halted', 'ground_truth', 'reopen', 'seek']
 
 # %% ../../nbs/practice/00_venue.ipynb #78dab7ca
 import math
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -81,8 +81,7 @@ def _sessions(universe: Universe, rows: Rows) -> tuple[Session, ...]:
     venue, found = universe[0].venue, list[Session]()
     day, last = trading_day(venue, int(rows["ts"][0])), trading_day(venue, int(rows["ts"][-1]))
     while day <= last:
-        try: found.append(session_for(venue, day))
-        except MarketClosed: pass
+        with suppress(MarketClosed): found.append(session_for(venue, day))
         day += timedelta(days=1)
     return tuple(found)
 
@@ -121,6 +120,58 @@ def synthetic_us(
     rows["ts"] += shift
     rows["recv"] += shift
     return make_tape(rows, Universe("us-synthetic", tuple(Instrument(s, "US", currency="USD") for s in symbols)))
+
+# %% ../../nbs/practice/00_venue.ipynb #69bfa93f
+def recording_tape(
+    path: Path,  # a depth recording of any known format
+    venue: str = "US",  # whose hours and currency it is played under
+    **options: Any,  # of its loader, for instance date="2012-06-21"
+) -> Tape:
+    "A tape from a depth recording."
+    from scalp_nb.feed.importers import load
+    got = load(path, **options)
+    instruments = tuple(replace(i, venue=venue, currency="USD" if venue == "US" else "INR") for i in got.universe.instruments)
+    return make_tape(got.rows, Universe(got.universe.name, instruments))
+
+def bar_tape(
+    path: Path,  # minute bars of US stocks
+    day: str = "",  # YYYY-MM-DD to play; "": the last day of the file
+    symbols: Sequence[str] = (),  # which; empty: all
+) -> Tape:
+    "A tape from minute bars; earlier days are its history."
+    from scalp_nb.feed.barfiles import load_bars
+    from scalp_nb.feed.barmarket import depth_of_bars
+    got = load_bars(path, "US", symbols=symbols)
+    if got.size != MINUTE: raise ConfigError(f"bars of {path.name}, ns", got.size, str(MINUTE), "give bars of one minute")
+    played = date.fromisoformat(day) if day else trading_day("US", int(got.bars["ts"].max()))
+    try: session = session_for("US", played)
+    except MarketClosed as e: raise ConfigError("day of the bars", str(played), "a trading day", str(e)) from e
+    now = got.bars[(got.bars["ts"] >= session.open_ts) & (got.bars["ts"] < session.close_ts)]
+    if not len(now): raise ConfigError(f"day of {path.name}", str(played), "a day the file has")
+    return make_tape(depth_of_bars(now, got.universe, MINUTE), got.universe, now, got.bars[got.bars["ts"] < session.open_ts])
+
+# %% ../../nbs/practice/00_venue.ipynb #efb4fd38
+def walk_tape(
+    symbols: Sequence[str] = ("AAPL", "MSFT"),  # the first starts at 100 dollars, each further one a dollar higher
+    seconds: int = 300,  # length from the open; a row of each symbol every second
+    seed: int = 1,  # same seed, same walk
+    size: float = 500.0,  # shares shown on each side
+    day: date = date(2026, 11, 19),  # a US trading day
+) -> Tape:
+    "A random walk for tests."
+    n, k, opens = seconds, len(symbols), session_for("US", day).open_ts
+    mid = 10_000 + 100 * np.arange(k) + np.cumsum(np.random.default_rng(seed).integers(-1, 2, (n, k)), 0)
+    rows = empty_depth(n * k)
+    rows["ts"] = rows["recv"] = opens + np.repeat(np.arange(n) * 10**9, k) + np.tile(np.arange(k), n)
+    rows["sym"], rows["ltp"], rows["ltq"] = np.tile(np.arange(k), n), mid.ravel() / 100, 10
+    rows["volume"] = np.repeat(10.0 * np.arange(1, n + 1), k)
+    rows["bid_px"][:, 0], rows["ask_px"][:, 0] = mid.ravel() / 100, (mid.ravel() + 1) / 100
+    rows["bid_qty"][:, 0] = rows["ask_qty"][:, 0] = size
+    px = (mid[:n // 60 * 60] / 100).reshape(-1, 60, k)
+    bars = np.zeros((len(px), k), BAR)
+    bars["ts"], bars["sym"], bars["volume"], bars["trades"] = opens + np.arange(len(px))[:, None] * MINUTE, np.arange(k), 600, 60
+    for name, value in (("open", px[:, 0]), ("high", px.max(1)), ("low", px.min(1)), ("close", px[:, -1]), ("vwap", px.mean(1))): bars[name] = value
+    return make_tape(rows, Universe("walk", tuple(Instrument(s, "US", currency="USD") for s in symbols)), bars.ravel())
 
 # %% ../../nbs/practice/00_venue.ipynb #25dd2e4c
 Seen = Callable[[Rows, float], None]     # (row of shape (1,), quantity traded since the symbol's previous row)
@@ -243,7 +294,7 @@ def _take_row(desk: Desk) -> None:
         row = row.copy()
         row["flags"] |= FLAG_HALT
     before = desk.volume.get(sym, volume)
-    traded = volume - before if volume > before else 0.0
+    traded = volume - before if volume > before and not int(row["flags"][0]) & FLAG_HALT else 0.0
     if not math.isnan(volume): desk.volume[sym] = volume
     desk.venue.books[sym] = row[0]
     see_row(desk.venue, row, traded)
@@ -334,14 +385,23 @@ def ground_truth(
     return {"ts": desk.at, "cash": str(v.cash), "start_cash": str(v.cfg.cash), "positions": positions, "executions": fills}
 
 def reopen(
-    desk: Desk,  # closed here
-    log: Path,  # its log file
-) -> Desk:  # the same account, from the log alone
+    desk: Desk,  # its account is closed and opened again
+    log: Path,  # the account's log file
+) -> None:
     "What a restart of the venue's server leaves: the account from disk, the market where it is."
-    hang_up(desk.venue)
-    new = open_desk(desk.tape, desk.venue.cfg, desk.clock, log, desk.venue.fee)
-    new.venue.books[:] = desk.venue.books
-    new.at, new.cursor, new.bar, new.volume, new.halts, new.timers = desk.at, desk.cursor, desk.bar, desk.volume, desk.halts, desk.timers
-    new.n, new.events = desk.n, desk.events
-    new.on_row, new.on_update, new.on_bar = desk.on_row, desk.on_update, desk.on_bar
-    return new
+    old = desk.venue
+    hang_up(old)
+    desk.venue = new_venue(desk.universe, old.cfg, old.books, old.fee, log, old.ends)
+    resume(desk.venue, desk.at)
+
+def seek(
+    desk: Desk,  # not brought forward yet
+    ts: int,  # ns UTC
+) -> None:
+    "Begin in the middle of the tape: what is over is known, and no order of ours meets it again."
+    rows = desk.tape.rows
+    desk.cursor, desk.at = int(np.searchsorted(rows["ts"], ts, side="right")), ts
+    desk.bar = int(np.searchsorted(desk.tape.bars["ts"] + MINUTE, ts, side="right"))
+    for sym in range(len(desk.universe)):
+        seen = rows[:desk.cursor][rows["sym"][:desk.cursor] == sym]
+        if len(seen): desk.venue.books[sym], desk.volume[sym] = seen[-1], float(np.nanmax(np.append(seen["volume"], 0)))

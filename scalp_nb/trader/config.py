@@ -283,6 +283,7 @@ def load_config(
 ) -> M:
     "A checked configuration, or one InvalidConfig with every problem."
     tree, problems = merge(read_yaml(yaml_path) if yaml_path is not None else {}, overrides or {})
+    if narrow := getattr(model, "narrow", None): model = narrow(tree)  # a model with alternatives names the one that is meant
     odd = [p for k, v in tree.items() for p in (*_odd(str(k), v), *_bools(model, (str(k),), v))]
     problems += [*_secrets(tree), *_unknown(model, tree, model), *odd]
     if any(p.allowed == "64 bits" for p in odd): raise InvalidConfig(problems)  # such a number cannot even be written down

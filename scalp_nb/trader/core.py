@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['NEVER', 'SECOND', 'EQUITY_NS', 'HORIZON_S', 'SILENT_NS', 'LOSS_BREAKERS', 'STOP_POLICIES', 'SETTABLE', 'CONTROLS',
-           'HANDLERS', 'TraderError', 'Setup', 'Held', 'Timers', 'Trader', 'touch', 'marks', 'equity', 'exposure',
-           'in_session', 'bad_feed', 'fund', 'mark', 'entries_blocked', 'switch', 'rest', 'refuse', 'resting', 'Funds',
-           'funds', 'messages', 'view', 'judged', 'numbers_of', 'finite', 'priced', 'enter', 'forget_recent',
-           'send_entry', 'count_message', 'submit', 'cancel', 'place', 'blocked_exit', 'alert', 'act', 'backstop',
-           'arm', 'disarm', 'sync', 'block', 'retime', 'round_fn', 'holding', 'released', 'exit_view', 'close',
-           'order_note', 'booked', 'closed', 'trip_note', 'on_evidence', 'entry_ended', 'resolved', 'due_at', 'advance',
-           'tick', 'unanswered', 'tick_timers', 'replan', 'again', 'silence_due', 'watch_exposed', 'limits',
-           'roll_window', 'cutoffs', 'on_depth', 'decide', 'silence', 'window_closed', 'decide_window', 'on_clock',
-           'on_started', 'compare', 'on_reconciled', 'on_account', 'on_link', 'on_control', 'finish', 'changed',
-           'snapshot', 'restore']
+           'HANDLERS', 'TraderError', 'Setup', 'Held', 'kernel_params', 'Timers', 'Trader', 'touch', 'marks', 'equity',
+           'exposure', 'in_session', 'bad_feed', 'fund', 'mark', 'entries_blocked', 'occupied', 'drop_window', 'switch',
+           'rest', 'refuse', 'resting', 'Funds', 'funds', 'messages', 'view', 'judged', 'numbers_of', 'finite',
+           'priced', 'enter', 'scaled_offer', 'forget_recent', 'send_entry', 'count_message', 'submit', 'cancel',
+           'place', 'blocked_exit', 'alert', 'act', 'backstop', 'arm', 'disarm', 'sync', 'exits_of', 'block', 'retime',
+           'round_fn', 'holding', 'released', 'exit_view', 'close', 'order_note', 'booked', 'closed', 'trip_note',
+           'on_evidence', 'entry_ended', 'resolved', 'due_at', 'advance', 'tick', 'unanswered', 'tick_timers', 'replan',
+           'again', 'silence_due', 'watch_exposed', 'limits', 'roll_window', 'cutoffs', 'on_depth', 'decide', 'silence',
+           'window_closed', 'decide_window', 'bars_due', 'bars_in', 'bars_note', 'signalled', 'bar_candidate',
+           'offered', 'barred', 'standing', 'turn_round', 'warm_up', 'on_bar_closed', 'on_clock', 'on_started',
+           'compare', 'on_reconciled', 'on_account', 'on_link', 'on_control', 'finish', 'changed', 'snapshot',
+           'restore']
 
 # %% ../../nbs/trader/10_core.ipynb #d759b584
 import json
@@ -30,6 +32,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..broker.base import BrokerCaps, BrokerState
 from ..feed.calendar import Session
+from ..feed.bars import BAR, Bars, sort_bars
 from ..feed.depth import Rows
 from ..feed.errors import ConfigError, RuleError, ScalpError
 from ..feed.health import STALE, HealthConfig, health_names, health_params
@@ -45,11 +48,16 @@ from ..risk.breakers import AccountNumbers, Breakers
 from ..risk.gates import Decision, RiskView, check
 from ..risk.limits import RiskLimits
 from ..risk.sizing import SizingConfig, explain_size
+from ..risk.volatility import VolatilityRisk, risk_scale
+from ..strategy.barplan import BarPlan, history_bars, label
 from ..strategy.pressure import PressureParams, rule_params
+from ..strategy.protocol import CLOSE_LONG, CLOSE_SHORT
 from ..strategy.ranking import Candidate, rank
 from ..strategy.scan import EXIT_STOP, EXIT_TARGET, EXITS, HEALTH, LONG_OK, LOSS, SHORT_OK, SILENCE, UNTIL, WATCH, WINDOW, Scanner
+from .bardesk import BarDesk, Offer, exits_with
 from scalp_nb.trader.events import (
-    AccountState, Cancel, Clock, Command, Control, Depth, Event, Evidence, Halt, Link, Note, Picture, Query, Reconciled, Started, Submit,
+    AccountState, BarClosed, Cancel, Clock, Command, Control, Depth, Event, Evidence, Halt, Link, Note, Picture, Query, Reconciled, Started, Submit,
+    rows_bars,
 )
 from .reconcile import explain, reconcile
 
@@ -64,7 +72,7 @@ class Setup:
     "Everything that does not change while a session runs; per-symbol tuples follow the universe."
     account: str
     strategy: str
-    params: PressureParams             # resolved against the source's capabilities
+    params: PressureParams | BarPlan   # resolved against the source's capabilities
     limits: RiskLimits
     sizing: SizingConfig
     exits: ExitConfig
@@ -77,6 +85,9 @@ class Setup:
     windows: tuple[tuple[int, int], ...]  # entries allowed, [from, until) in ns, ordered
     day: tuple[int, int]                  # acceptable exchange times, [from, to) in ns
     restricted: frozenset[str] = frozenset()
+    volatility: VolatilityRisk | None = None  # of the pressure scalper; None = nothing is scaled
+    history: Bars = field(default_factory=lambda: np.zeros(0, BAR), compare=False)  # bars before the run, for strategies on bars
+    bar_days: tuple[Session, ...] = ()    # sessions of every day bars are from, history included
 
 @dataclass(slots=True)
 class Held:
@@ -96,6 +107,16 @@ HORIZON_S = 60.0          # holding time over which volatility scales the size, 
 SILENT_NS = 5 * SECOND    # how often risk looks at a held symbol that has fallen silent
 LOSS_BREAKERS = frozenset({"daily_loss", "drawdown"})  # these close positions, the others only stop entries
 
+def kernel_params(
+    p: PressureParams | BarPlan,  # what runs
+    sizing: SizingConfig,  # whether the size wants the variance of the mid
+    scaled: VolatilityRisk | None = None,  # wants it too
+) -> dict[str, float]:  # values for the scan
+    "Rule parameters of the scan; a strategy on bars leaves it to watch health, exits and money."
+    volatile = sizing.mode == "volatility" or scaled is not None
+    if isinstance(p, PressureParams): return rule_params(p, volatile)
+    return rule_params(PressureParams(), volatile) | {"warmup_rows": NEVER, "window_ns": p.decision_window_ms * 1_000_000}
+
 @dataclass(slots=True)
 class Timers:
     "When something is due, ns."
@@ -103,9 +124,10 @@ class Timers:
     exposed: int = NEVER
     window: int = NEVER                                    # the trading window changes
     cutoff: int = NEVER                                    # some symbol's last entry or flat-by time
+    bar: int = NEVER                                       # a bar ends, or becomes final
     replan: dict[int, int] = field(default_factory=dict)   # symbol -> look at its exits again
 
-    def first(self) -> int: return min(self.equity, self.exposed, self.window, self.cutoff, *self.replan.values())
+    def first(self) -> int: return min(self.equity, self.exposed, self.window, self.cutoff, self.bar, *self.replan.values())
 
 # %% ../../nbs/trader/10_core.ipynb #812880ca
 class Trader:
@@ -122,8 +144,9 @@ class Trader:
     ) -> None:
         self.setup, n = setup, len(setup.universe)
         self.params, self.limits = setup.params, setup.limits
-        volatile = setup.sizing.mode == "volatility"
-        self.scanner = Scanner(n, health_params(setup.health, *setup.day) | rule_params(setup.params, volatile), watch, book)
+        self.scanner = Scanner(n, health_params(setup.health, *setup.day) | kernel_params(self.params, setup.sizing, setup.volatility), watch, book)
+        self.desk = BarDesk(setup.params, n, setup.bar_days or setup.sessions) if isinstance(setup.params, BarPlan) else None
+        self.terms: dict[str, ExitConfig] = {}         # entry id -> its own stop and target, where its signal stated them
         self.orders = OrderManager(setup.account, setup.strategy, id_width=setup.caps.id_width, stale_ns=setup.exits.entry_timeout_ms * 1_000_000)
         self.book, self.breakers, self.timers = PositionBook(Decimal(0)), Breakers(), Timers()
         self.ledgers = {id(f): FeeLedger(f) for f in setup.fees}
@@ -234,13 +257,22 @@ def entries_blocked(t: Trader) -> str:
     if t.paused: return "paused"
     if t.breakers.blocks_entries: return "breaker"
     if t.trades_today >= t.limits.max_trades_per_day: return "max_trades_per_day"
-    return "max_concurrent_positions" if len(t.held) >= t.limits.max_concurrent_positions else ""
+    return "max_concurrent_positions" if occupied(t) >= t.limits.max_concurrent_positions else ""
+
+def occupied(t: Trader) -> int:
+    "Symbols held or being entered."
+    return len(t.held.keys() | {o.intent.sym for o in t.orders.working() if o.intent.purpose is Purpose.ENTRY})
+
+def drop_window(t: Trader) -> None:
+    "Forget the decision window and its candidates."
+    t.scanner.close_window()
+    if t.desk is not None: t.desk.offers.clear()
 
 def switch(t: Trader, out: list[Command]) -> None:
     "Tell the scan, and the journal when it changed, whether entries are on."
     code = entries_blocked(t)
     t.scanner.g["entries_on"] = int(code == "")
-    if code: t.scanner.close_window()
+    if code: drop_window(t)
     if code != t.entries_code: out.append(Note("entries", {"on": code == "", "code": code}))
     t.entries_code = code
 
@@ -293,7 +325,7 @@ def view(t: Trader, f: Funds, sym: int, side: Side, ts: int, qty: Decimal, price
     return RiskView(
         ts=ts, equity=f.equity, start_equity=start, peak_equity=float(t.peak_equity), cash=float(t.book.cash),
         buying_power=f.free, day_pnl=f.equity - start, trades_today=t.trades_today,
-        consecutive_losses=t.losses_row, consecutive_failures=t.orders.consecutive_failures, open_positions=len(t.held),
+        consecutive_losses=t.losses_row, consecutive_failures=t.orders.consecutive_failures, open_positions=occupied(t),
         gross_exposure=f.gross, open_order_exposure=f.orders, side=int(side), qty=float(qty), price=float(price), ref_px=ref, stop_px=float(stop),
         bid=float(sc.bid[sym]), ask=float(sc.ask[sym]), displayed_qty=sum(sc.depth[int(side)][sym].tolist()), volume=float(sc.volume[sym]),
         session_open_ts=ses.open_ts, session_close_ts=ses.continuous_close_ts, entry_cutoff_ts=t.last_entry[sym],
@@ -326,38 +358,56 @@ def priced(t: Trader, sym: int, side: Side) -> tuple[float, Decimal]:
     return px, t.setup.rules[sym].marketable_limit(t.setup.universe[sym], side, px, t.setup.exits.max_slippage_pct)
 
 # %% ../../nbs/trader/10_core.ipynb #f04b29ab
-def enter(t: Trader, c: Candidate, competing: int, ts: int, out: list[Command]) -> None:
+def enter(t: Trader, c: Candidate, competing: int, ts: int, out: list[Command], offer: Offer | None = None) -> None:
     "Size, price and judge the strongest of `competing` candidates; send it or journal why not."
+    if t.setup.volatility is not None: offer = scaled_offer(t, t.setup.volatility, c, ts, out)
+    if t.setup.volatility is not None and offer is None: return
+    exits = t.setup.exits if offer is None else exits_with(t.setup.exits, offer.stop_pct, offer.target_pct)
     ins, side, rules = t.setup.universe[c.sym], Side(c.side), t.setup.rules[c.sym]
-    seen = {"side": side.name, "strength": c.strength, "pressure": c.pressure, "depth_ratio": finite(c.depth_ratio), "candidates": competing}
+    seen = {"side": side.name, "strength": c.strength, "pressure": finite(c.pressure), "depth_ratio": finite(c.depth_ratio), "candidates": competing}
     try:
         ref, limit = priced(t, c.sym, side)
-        stop, _ = levels(side, Decimal(str(ref)), t.setup.exits, lambda px, d: rules.round_price(ins, px, d))
+        stop, _ = levels(side, Decimal(str(ref)), exits, lambda px, d: rules.round_price(ins, px, d))
     except (OrderError, RuleError) as e:  # no price on the tick and inside the band, or no room for a stop: this symbol is not traded now
         return refuse(t, c.sym, ts, "no_price", {"tier": 3, "text": str(e), **seen}, out)
     vol = float(t.scanner.sym["vol"][c.sym])
     f = funds(t)
     forget_recent(t, c.sym, ts)
-    lot = explain_size(t.setup.sizing, f.equity, f.free, float(limit), ins.lot, t.setup.exits.stop_pct,
+    lot = explain_size(t.setup.sizing, f.equity, f.free, float(limit), ins.lot, exits.stop_pct,
                        math.sqrt(vol * HORIZON_S) if vol > 0 else math.nan, t.limits)
-    if lot.qty <= 0: return refuse(t, c.sym, ts, "size_zero", {"tier": 2, "reason": lot.reason, **seen}, out)
-    v = view(t, f, c.sym, side, ts, lot.qty, limit, ref, stop)
+    qty = lot.qty if offer is None else min(lot.wanted * Decimal(str(offer.size)), lot.bound) // ins.lot * ins.lot
+    if qty <= 0: return refuse(t, c.sym, ts, "size_zero", {"tier": 2, "reason": lot.reason, **seen}, out)
+    v = view(t, f, c.sym, side, ts, qty, limit, ref, stop)
     d = check(v, t.limits, t.breakers)
     if not d.allowed: return refuse(t, c.sym, ts, d.code, seen | judged(v, d), out)
-    send_entry(t, c, ts, lot.qty, limit, Decimal(str(ref)), seen | judged(v, d), out)
+    sent = send_entry(t, c, ts, qty, limit, Decimal(str(ref)), seen | judged(v, d), out)
+    if sent and exits is not t.setup.exits: t.terms[sent] = exits
+
+def scaled_offer(t: Trader, v: VolatilityRisk, c: Candidate, ts: int, out: list[Command]) -> Offer | None:
+    "A candidate of the pressure scalper with exits and size for this market; None, and a refusal, when it is too weak for it or nothing is known."
+    scale, x, depth = risk_scale(v, float(t.scanner.sym["vol"][c.sym])), t.setup.exits, c.depth_ratio if c.side > 0 else 1 / max(c.depth_ratio, 1e-9)
+    need = cast(PressureParams, t.params).depth_multiplier * (max(scale, 1.0) if v.thresholds else 1.0)
+    if math.isnan(scale) or depth < need:
+        code = "volatility_unknown" if math.isnan(scale) else "depth_for_volatility"
+        refuse(t, c.sym, ts, code, {"tier": 3, "scale": finite(scale), "depth": finite(depth), "needed": finite(need)}, out)
+        return None
+    wide = scale if v.exits else math.nan
+    return Offer(c, 100 * x.stop_pct * wide, 100 * x.target_pct * wide, 1 / scale if v.size else 1.0, ts)
 
 def forget_recent(t: Trader, sym: int, ts: int) -> None:
     "An entry like the last one is a duplicate only within the window."
     horizon = ts - int(t.limits.duplicate_window_s * SECOND)
     if any(at <= horizon for at in t.recent.get(sym, {}).values()): del t.recent[sym]
 
-def send_entry(t: Trader, c: Candidate, ts: int, qty: Decimal, limit: Decimal, ref: Decimal, judgement: dict[str, Any], out: list[Command]) -> None:
-    "Turn an allowed candidate into a durable intent."
+def send_entry(t: Trader, c: Candidate, ts: int, qty: Decimal, limit: Decimal, ref: Decimal, judgement: dict[str, Any], out: list[Command]) -> str:
+    "Turn an allowed candidate into a durable intent; its id, empty when a rule of the venue refuses it."
     sym, ins = c.sym, t.setup.universe[c.sym]
     intent = t.orders.next_intent(ts=ts, sym=sym, symbol=ins.symbol, side=Side(c.side), purpose=Purpose.ENTRY, qty=qty, type=OrderType.LIMIT,
-                                  limit=limit, stop=None, tif=Tif.DAY, ref_px=ref, reason="pressure")
+                                  limit=limit, stop=None, tif=Tif.DAY, ref_px=ref, reason=t.setup.strategy)
     broken = t.setup.rules[sym].check(intent, ins)
-    if broken: return refuse(t, sym, ts, "venue_rule", {"tier": 1, "violations": [str(b) for b in broken]}, out)
+    if broken:
+        refuse(t, sym, ts, "venue_rule", {"tier": 1, "violations": [str(b) for b in broken]}, out)
+        return ""
     refused = t.refusals.pop(sym, None)
     if refused and refused[1]: out.append(Note("refusal_count", {"symbol": ins.symbol, "code": refused[0], "repeated": refused[1]}))
     t.trades_today += 1
@@ -366,6 +416,7 @@ def send_entry(t: Trader, c: Candidate, ts: int, qty: Decimal, limit: Decimal, r
     submit(t, intent, ts, out)
     t.scanner.sym["block_until"][sym], t.scanner.sym["exposed"][sym] = NEVER, 1
     switch(t, out)
+    return intent.id
 
 # %% ../../nbs/trader/10_core.ipynb #c826fb15
 def count_message(t: Trader, ts: int) -> None:
@@ -448,12 +499,18 @@ def sync(t: Trader, sym: int, ts: int, out: list[Command]) -> None:
     if qty == 0 and sym in t.held: released(t, sym, ts)
     h = holding(t, sym, ts, qty) if qty else None
     family = t.orders.family(sym, h.entry_id if h else "")
-    for a in plan_exits(exit_view(sym, qty, t, h, ts), family, t.setup.exits, t.setup.caps, round_fn(t, sym)): act(t, sym, a, ts, out)
+    exits = exits_of(t, h.entry_id if h else "")
+    for a in plan_exits(exit_view(sym, qty, t, h, ts), family, exits, t.setup.caps, round_fn(t, sym)): act(t, sym, a, ts, out)
     if h: arm(t, sym, qty, h)
     else: disarm(t, sym, bool(t.orders.working(sym)))
     block(t, sym, ts)
     retime(t, sym, ts, h)
     switch(t, out)
+    if t.desk is not None and sym in t.desk.turns: turn_round(t, t.desk, sym, ts, out)
+
+def exits_of(t: Trader, entry_id: str) -> ExitConfig:
+    "The exits of a position: its signal's, else the configured ones."
+    return t.terms.get(entry_id, t.setup.exits)
 
 def block(t: Trader, sym: int, ts: int) -> None:
     "No candidate while the symbol is busy or past its last entry; a short rest after it was."
@@ -466,7 +523,7 @@ def retime(t: Trader, sym: int, ts: int, h: Held | None) -> None:
     "When this symbol must be looked at again although nothing happened."
     t.timers.replan.pop(sym, None)
     if h is not None:
-        plan = plan_deadline(exit_view(sym, t.book.qty(sym), t, h, ts), t.orders.family(sym, h.entry_id), t.setup.exits)
+        plan = plan_deadline(exit_view(sym, t.book.qty(sym), t, h, ts), t.orders.family(sym, h.entry_id), exits_of(t, h.entry_id))
         own = h.retry if h.trigger else min(h.exit_by, t.flat_by[sym], h.retry)
         t.timers.replan[sym] = max(ts + 1, min(plan, own))
     t.timers.exposed = silence_due(t, ts)
@@ -479,17 +536,18 @@ def round_fn(t: Trader, sym: int) -> Callable[[Decimal, int], Decimal]:
 
 def holding(t: Trader, sym: int, ts: int, qty: Decimal) -> Held:
     "The exit record of an open position, made at its first fill; its levels follow the average entry price."
-    stop, target = levels(Side.BUY if qty > 0 else Side.SELL, t.book.avg_px(sym), t.setup.exits, round_fn(t, sym))
     h = t.held.get(sym)
+    entry_id = t.book.lots(sym)[0].id if h is None else h.entry_id
+    stop, target = levels(Side.BUY if qty > 0 else Side.SELL, t.book.avg_px(sym), exits_of(t, entry_id), round_fn(t, sym))
     if h is None:
         limit = t.setup.exits.time_stop_s
-        h = t.held[sym] = Held(t.book.lots(sym)[0].id, ts, stop, target, ts + int(limit * SECOND) if limit else NEVER)
+        h = t.held[sym] = Held(entry_id, ts, stop, target, ts + int(limit * SECOND) if limit else NEVER)
     h.stop, h.target = stop, target
     return h
 
 def released(t: Trader, sym: int, ts: int) -> None:
     "The position is closed: forget its exits; the symbol rests."
-    del t.held[sym]
+    t.terms.pop(t.held.pop(sym).entry_id, None)
     t.exit_blocks.pop(sym, None)
     t.rests[sym] = ts + int(t.params.rest_s * SECOND)
     t.scanner.sym["block_until"][sym] = NEVER
@@ -563,7 +621,9 @@ def on_evidence(t: Trader, e: Evidence, out: list[Command]) -> None:
 
 def entry_ended(t: Trader, o: Order, ts: int) -> None:
     "An entry that ended without a fill is no trade; the symbol cools down and its signal may come again."
-    if o.filled == 0: t.trades_today -= 1
+    if o.filled > 0: return
+    t.trades_today -= 1
+    t.terms.pop(o.intent.id, None)
 
 def resolved(t: Trader, o: Order) -> None:
     "Evidence settles an order that start-up could not."
@@ -601,6 +661,7 @@ def unanswered(t: Trader, ts: int, out: list[Command]) -> None:
 def tick_timers(t: Trader, ts: int, out: list[Command]) -> None:
     "The trader's own timers."
     if ts >= t.timers.cutoff: cutoffs(t, ts, out)
+    if ts >= t.timers.bar and t.desk is not None: bars_due(t, t.desk, ts, out)
     for sym in [s for s, at in t.timers.replan.items() if ts >= at]: replan(t, sym, ts, out)
     if ts >= t.timers.window: roll_window(t, ts)
     if ts >= t.timers.exposed: watch_exposed(t, ts, out)
@@ -669,7 +730,8 @@ def on_depth(t: Trader, e: Depth, out: list[Command]) -> None:
     "Consume rows up to the first decision."
     t.consumed, t.watched, n = e.start, -1, len(e.rows)
     while not out and not t.halted and t.watched < 0:
-        t.consumed = t.scanner.run(e.rows, t.consumed, min(e.until, due_at(t)))
+        begin, t.consumed = t.consumed, t.scanner.run(e.rows, t.consumed, min(e.until, due_at(t)))
+        if t.desk is not None: t.desk.take(e.rows[begin:t.consumed])
         due = due_at(t)  # again: the scan may have opened a decision window that ends before what was due
         if t.scanner.reason & UNTIL and due <= e.until: advance(t, due, out)
         elif t.scanner.reason & UNTIL: break
@@ -705,11 +767,109 @@ def window_closed(t: Trader, out: list[Command]) -> None:
 
 def decide_window(t: Trader, ts: int, out: list[Command]) -> None:
     "The decision window has closed: only the strongest candidate is executed."
-    ranked = rank(t.scanner.candidates())
-    t.scanner.close_window()
+    offers = standing(t, ts)
+    ranked = rank(t.scanner.candidates() if t.desk is None else [o.candidate for o in offers.values()])
+    drop_window(t)
     if not ranked: return
-    t.signals[min(int(ranked[0].strength // 5), 19)] += 1
-    enter(t, ranked[0], len(ranked), ts, out)
+    for c in ranked[:1 if t.desk is None else t.desk.plan.per_decision]:
+        t.signals[min(int(c.strength // 5), 19)] += 1
+        if not entries_blocked(t): enter(t, c, len(ranked), ts, out, offers.get(c.sym))
+
+# %% ../../nbs/trader/10_core.ipynb #50dbfbfc
+def bars_due(t: Trader, desk: BarDesk, ts: int, out: list[Command]) -> None:
+    "A bar has ended, or become final."
+    bars = desk.closed(ts)
+    t.timers.bar = desk.due(ts)
+    bars_in(t, desk, bars, ts, out)
+
+def bars_in(t: Trader, desk: BarDesk, bars: Bars, ts: int, out: list[Command]) -> None:
+    "Journal closed bars, ask the strategies, and act on what is fresh."
+    if not len(bars): return
+    out.append(bars_note(t, bars))
+    for said in desk.push(bars):
+        if said.refused: alert(out, "bad_bar", symbol=t.setup.universe[int(said.bar["sym"])].symbol, text=said.refused)
+        elif ts <= desk.grid.end(int(said.bar["ts"])) + desk.size: signalled(t, desk, said.signal, ts, out)
+    if desk.offers and desk.plan.decision_window_ms == 0: decide_window(t, ts, out)
+
+def bars_note(t: Trader, bars: Bars) -> Note:
+    "Closed bars as the journal keeps them: symbol, start, open, high, low, close, volume, VWAP, trades, flags."
+    return Note("bars", {"bars": [[t.setup.universe[sym].symbol, ts, *map(finite, numbers), trades, flags]
+                                  for ts, *numbers, trades, sym, flags in bars.tolist()]})
+
+# %% ../../nbs/trader/10_core.ipynb #2204e8a7
+def signalled(t: Trader, desk: BarDesk, sig: Any, ts: int, out: list[Command]) -> None:
+    "Close what a signal closes, offer what it would enter, and journal both."
+    sym, side, bits, qty = int(sig["sym"]), int(sig["side"]), int(sig["exit"]), t.book.qty(int(sig["sym"]))
+    leaving = bool(bits & (CLOSE_LONG if qty > 0 else CLOSE_SHORT)) if qty else False
+    if not side and not leaving: return
+    why = barred(t, sym, side, ts) if side else ""
+    numbers = {k: finite(float(sig[k])) for k in ("strength", "stop_pct", "target_pct", "size")}
+    out.append(Note("signal", {"symbol": t.setup.universe[sym].symbol, "bar": int(sig["ts"]), "side": side, "exit": bits, "blocked": why, **numbers}))
+    o = Offer(bar_candidate(t, sym, side, float(sig["strength"]), ts), float(sig["stop_pct"]), float(sig["target_pct"]), float(sig["size"]),
+              ts + desk.size)
+    if leaving and side * qty < 0 and why in ("held", "max_concurrent_positions"): desk.turns[sym] = o
+    if leaving: close(t, sym, "signal", ts, out)
+    elif side and not why: offered(t, desk, o, ts)
+
+def bar_candidate(t: Trader, sym: int, side: int, strength: float, ts: int) -> Candidate:
+    "A signal as a candidate, with the book as it is now; it has no pressure."
+    bid, ask = float(t.scanner.bid[sym]), float(t.scanner.ask[sym])
+    spread = (ask - bid) / (0.5 * (ask + bid)) * 1e4 if ask + bid > 0 else math.nan
+    return Candidate(sym, side, strength, spread, ts, math.nan, math.nan)
+
+def offered(t: Trader, desk: BarDesk, o: Offer, ts: int) -> None:
+    "Put an offer into the decision window; the first one opens it."
+    desk.offers[o.candidate.sym] = o
+    if int(t.scanner.g["win_end"]) == 0 and desk.plan.decision_window_ms: t.scanner.g["win_end"] = ts + desk.plan.decision_window_ms * 1_000_000
+
+def barred(t: Trader, sym: int, side: int, ts: int) -> str:
+    "Why a symbol may not be entered now, empty when it may: what the scan asks of its own candidates."
+    g, s = t.scanner.g, t.scanner.sym[sym]
+    if int(s["held"]) or t.book.qty(sym): return "held"
+    if entries_blocked(t): return entries_blocked(t)
+    if not int(g["entry_from"]) <= ts < int(g["entry_until"]): return "outside_window"
+    if ts < int(g["suspect_until"]) or int(s["health"]): return "feed"
+    if ts < int(s["block_until"]): return "resting"
+    return "" if int(s["allow"]) & (LONG_OK if side > 0 else SHORT_OK) else "side_not_allowed"
+
+def standing(t: Trader, ts: int) -> dict[int, Offer]:
+    "The offers that may still be executed."
+    if t.desk is None: return {}
+    return {s: o for s, o in t.desk.offers.items() if ts <= o.until and not barred(t, s, o.candidate.side, ts)}
+
+def turn_round(t: Trader, desk: BarDesk, sym: int, ts: int, out: list[Command]) -> None:
+    "The position a signal closed is gone: its entry is offered now."
+    o = desk.turns[sym]
+    if ts > o.until or t.stopping: del desk.turns[sym]
+    elif not barred(t, sym, o.candidate.side, ts):
+        del desk.turns[sym]
+        offered(t, desk, o, ts)
+        if desk.plan.decision_window_ms == 0: decide_window(t, ts, out)
+
+# %% ../../nbs/trader/10_core.ipynb #259c6124
+def warm_up(t: Trader, desk: BarDesk, e: Started, out: list[Command]) -> None:
+    "Settle the strategies."
+    seen = desk.closed(e.ts)
+    past = sort_bars(np.concatenate([t.setup.history, rows_bars(e.history), seen]))
+    if e.recovered is not None: seen = seen[seen["ts"] + desk.size > e.recovered["now"]]   # what the last incarnation may not have kept
+    if len(seen): out.append(bars_note(t, seen))
+    bad = [s.refused for s in desk.push(past) if s.refused]
+    if bad: alert(out, "bad_bar", count=len(bad), text=bad[0])
+    t.timers.bar = desk.due(e.ts)
+    need, have = history_bars(desk.plan), np.bincount(past["sym"], minlength=len(t.setup.universe))
+    out.append(Note("warm_up", {"strategy": label(desk.plan), "bars": len(past), "needed": need, "short": [
+        t.setup.universe[i].symbol for i in range(len(have)) if have[i] < need]}))
+
+def on_bar_closed(t: Trader, e: BarClosed, out: list[Command]) -> None:
+    "Bars the venue has closed or corrected."
+    advance(t, e.ts, out)
+    bars = rows_bars(e.bars)
+    if t.desk is None or t.desk.rows is not None:
+        raise TraderError("bars from the venue", len(bars), "a run with strategy.bars_from: venue", "set it, or build bars from rows")
+    if len(bars) and not 0 <= bars["sym"].min() <= bars["sym"].max() < len(t.setup.universe):
+        raise TraderError("symbol of a bar", int(bars["sym"].max()), f"0..{len(t.setup.universe) - 1}")
+    bars_in(t, t.desk, bars, t.now, out)
+    finish(t, out)
 
 # %% ../../nbs/trader/10_core.ipynb #3c7662af
 def on_clock(t: Trader, e: Clock, out: list[Command]) -> None:
@@ -728,6 +888,7 @@ def on_started(t: Trader, e: Started, out: list[Command]) -> None:
     shorts = t.params.allow_short and t.setup.caps.short
     t.scanner.sym["allow"] = [LONG_OK | (SHORT_OK if shorts and i.shortable else 0) for i in t.setup.universe.instruments]
     t.orders.recover(e.ts)
+    if t.desk is not None: warm_up(t, t.desk, e, out)
     compare(t, e.broker, e.ts, out, starting=True)
     roll_window(t, e.ts)
     t.timers.equity = e.ts - e.ts % EQUITY_NS + EQUITY_NS
@@ -857,13 +1018,13 @@ def _set(t: Trader, e: Control, out: list[Command]) -> None:
         raise ConfigError("parameter path", e.args.get("path"), ", ".join(f"{s}.{n}" for s, ns in SETTABLE.items() for n in ns))
     if section == "risk": t.limits = cast(RiskLimits, changed(t.limits, name, e.args.get("value")))
     else:
-        t.params = cast(PressureParams, changed(t.params, name, e.args.get("value")))
-        t.scanner.set_params(rule_params(t.params, t.setup.sizing.mode == "volatility"))
+        t.params = cast(PressureParams | BarPlan, changed(t.params, name, e.args.get("value")))
+        t.scanner.set_params(kernel_params(t.params, t.setup.sizing, t.setup.volatility))
 
 CONTROLS = {"pause": _pause, "resume": _resume, "reset_breaker": _reset, "flatten": _flatten, "kill": _kill, "stop": _stop, "set": _set}
 
 HANDLERS: dict[type, Any] = {Started: on_started, Depth: on_depth, Clock: on_clock, Evidence: on_evidence, AccountState: on_account,
-                             Reconciled: on_reconciled, Control: on_control, Link: on_link}
+                             Reconciled: on_reconciled, Control: on_control, Link: on_link, BarClosed: on_bar_closed}
 
 # %% ../../nbs/trader/10_core.ipynb #2c131436
 def snapshot(t: Trader) -> dict[str, Any]:
@@ -873,6 +1034,7 @@ def snapshot(t: Trader) -> dict[str, Any]:
             "losses_row": t.losses_row, "paused": t.paused, "trip_net": {k: str(v) for k, v in t.trip_net.items()},
             "refusals": {str(s): list(r) for s, r in t.refusals.items()},
             "start_equity": str(t.start_equity), "peak_equity": str(t.peak_equity), "now": t.now, "rows": t.cursor,
+            "terms": {k: [x.stop_pct, x.target_pct] for k, x in t.terms.items()},
             "limits": t.limits.model_dump(mode="json"), "params": t.params.model_dump(mode="json"),
             "held": {str(s): [h.entry_id, h.entry_ts, h.exit_by, h.trigger] for s, h in t.held.items()},
             "rest": {str(s): int(b) for s, b in enumerate(t.scanner.sym["block_until"]) if b and b != NEVER}}
@@ -889,7 +1051,8 @@ def restore(t: Trader, snap: Mapping[str, Any]) -> None:
     t.start_equity, t.peak_equity = Decimal(snap["start_equity"]), Decimal(snap["peak_equity"])
     t.scanner.g["now"] = max(t.now, snap["now"])
     t.limits = RiskLimits.model_validate_json(json.dumps(snap["limits"]))
-    t.params = PressureParams.model_validate_json(json.dumps(snap["params"]))
+    t.params = type(t.setup.params).model_validate_json(json.dumps(snap["params"]))
+    t.terms = {k: exits_with(t.setup.exits, 100 * stop, 100 * target) for k, (stop, target) in snap.get("terms", {}).items()}
     for sym, (entry_id, entry_ts, exit_by, trigger) in snap["held"].items():
         t.held[int(sym)] = Held(entry_id, entry_ts, Decimal(0), Decimal(0), exit_by, trigger)
     for sym, until in snap["rest"].items(): t.scanner.sym["block_until"][int(sym)] = until

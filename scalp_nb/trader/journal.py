@@ -26,14 +26,16 @@ import orjson
 from ..broker.base import Account, BrokerCaps, BrokerOrder, BrokerState
 from ..feed.errors import ScalpError
 from ..order.types import Fill, Intent, Order, OrderState, OrderType, Purpose, Side, Tif, Update, UpdateKind
-from .events import AccountState, Cancel, Clock, Control, Depth, Evidence, Halt, Link, Note, Picture, Query, Reconciled, Started, Submit
+from scalp_nb.trader.events import (
+    AccountState, BarClosed, Cancel, Clock, Control, Depth, Evidence, Halt, Link, Note, Picture, Query, Reconciled, Started, Submit,
+)
 
 # %% ../../nbs/trader/01_journal.ipynb #ecd7d555
 class JournalError(ScalpError):
     "Something that cannot be journalled exactly, or a journal that cannot be read."
 
 # %% ../../nbs/trader/01_journal.ipynb #9107be8c
-EVENTS: dict[str, type] = {c.__name__: c for c in (Started, Clock, Evidence, AccountState, Reconciled, Control, Link)}
+EVENTS: dict[str, type] = {c.__name__: c for c in (Started, BarClosed, Clock, Evidence, AccountState, Reconciled, Control, Link)}
 COMMANDS: dict[str, type] = {c.__name__: c for c in (Submit, Cancel, Query, Picture, Halt)}
 RECORDS: dict[str, type] = {
     c.__name__: c for c in (Intent, Update, Fill, Order, BrokerCaps, Account, BrokerOrder, BrokerState, Note)

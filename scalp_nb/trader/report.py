@@ -32,9 +32,9 @@ __all__ = ['COLUMNS', 'TIMES', 'MONEY', 'SIDES', 'PERIOD_S', 'MIN_PERIODS', 'MIN
            'TARGETS', 'CURRENCY', 'PERCENT', 'SMALL', 'LABELS', 'Life', 'RunData', 'frame', 'each', 'order_rows',
            'lives_of', 'repeats_of', 'positions_of', 'store_of', 'load_run', 'tables_of', 'Figures', 'ratio', 'total',
            'put_trades', 'aimed', 'put_costs', 'sharpe', 'sampled', 'put_sharpe', 'drawdown', 'held', 'put_risk',
-           'put_odds', 'kpis', 'refusals_by_reason', 'entries_off', 'why_few', 'status', 'incarnations_text',
-           'assumptions', 'results', 'write_results', 'ReportError', 'shown', 'kpi_table', 'odds_table', 'px_text',
-           'render_text', 'report_text']
+           'put_odds', 'kpis', 'refusals_by_reason', 'entries_off', 'why_few', 'on_bars', 'bar_signals_text', 'status',
+           'incarnations_text', 'assumptions', 'results', 'write_results', 'ReportError', 'shown', 'kpi_table',
+           'odds_table', 'px_text', 'render_text', 'report_text']
 
 # %% ../../nbs/trader/15_report.ipynb #b835e577
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,7 @@ class RunData:
     alerts: pd.DataFrame         # alerts, tripped breakers, refused requests
     entries: pd.DataFrame        # when entries were switched on and off, and why
     controls: pd.DataFrame
+    bar_signals: pd.DataFrame    # what a strategy on bars said of closed bars
     signals: tuple[int, ...] | None  # strongest candidates by strength, bins of 5 percent; None = not told
     repeats: dict[str, int]      # refusal code -> how often it was repeated without a change
 
@@ -86,6 +87,7 @@ COLUMNS = {
     "alerts": "ts code data",
     "entries": "ts on code",
     "controls": "ts action who args",
+    "bar_signals": "ts symbol bar side exit strength blocked stop_pct target_pct size",
 }
 TIMES = frozenset({"ts", "updated_ts", "entry_ts", "exit_ts"})
 MONEY = frozenset({"qty", "px", "ref_px", "fee", "limit", "stop", "filled", "avg_px", "entry_px", "exit_px", "gross", "fees", "net", "equity", "cash",
@@ -202,7 +204,7 @@ def load_run(
 def tables_of(records: Sequence[tuple[Record, dict[str, Any]]]) -> dict[str, pd.DataFrame]:
     "The journal's notes as tables."
     kinds = {"fills": "fill", "equity": "equity", "refusals": "refusal", "decisions": "decision", "health": "health",
-             "entries": "entries", "controls": "control"}
+             "entries": "entries", "controls": "control", "bar_signals": "signal"}
     out = {name: frame(name, ({"ts": r.ts, **d} for r, d in records if r.kind == f"note:{kind}")) for name, kind in kinds.items()}
     out["round_trips"] = frame("round_trips", positions_of([d for r, d in records if r.kind == "note:round_trip"]))
     loud = {"note:alert": "code", "note:trip": "breaker", "run:refused": "reason"}
@@ -423,6 +425,7 @@ def why_few(
     seen = sum(run.signals or ())
     out = ["the journal does not tell how many signals there were" if run.signals is None else
            f"{seen} signal{'s' * (seen != 1)} won a decision window; {len(run.decisions)} passed every gate"]
+    if on_bars(run): out.insert(0, bar_signals_text(run))
     counts = refusals_by_reason(run)
     out += [f"refused {n} times: {code}" for code, n in counts.items()]
     lost = seen - len(run.decisions) - sum(counts.values())
@@ -430,8 +433,24 @@ def why_few(
     out += [f"entries off for {_span(s)}: {code}" for code, s in entries_off(run).items() if s >= 1 and code != "stopping"]
     out += [f"{n} times {code}" if n > 1 else str(code) for code, n in run.alerts["code"].value_counts(sort=False).items()]
     if seen == 0 and run.signals is not None:
-        out.append("the rule's conditions (pressure bounds, depth ratio, spread, warm-up, windows) never held together while entries were on")
+        out.append("no signal came while entries were on" if on_bars(run) else
+                   "the rule's conditions (pressure bounds, depth ratio, spread, warm-up, windows) never held together while entries were on")
     return out
+
+def on_bars(
+    run: RunData,
+) -> bool:
+    "Whether a strategy on bars ran."
+    return str(run.config.get("strategy", {}).get("name", "pressure")) != "pressure"
+
+def bar_signals_text(
+    run: RunData,
+) -> str:  # one sentence
+    "How many signals closed bars gave, and what became of those that were no candidates."
+    s = run.bar_signals[run.bar_signals["side"] != 0]
+    held_up = s[s["blocked"] != ""]["blocked"].value_counts(sort=False)
+    why = ", ".join(f"{code} {n}" for code, n in held_up.items())
+    return f"{len(s)} entry signals of closed bars, {len(run.bar_signals) - len(s)} only to exit" + (f"; not candidates: {why}" if why else "")
 
 def _span(seconds: float) -> str:
     if seconds >= 3600: return f"{seconds / 3600:.1f} h"
@@ -470,8 +489,14 @@ def assumptions(
         "rules": f"{terms}, dated {day}" + (f" (the data are of {run.begin['day']})" if day != run.begin["day"] else ""),
         "currency": CURRENCY.get(terms, "unknown"), "data": str(cfg["data"]["recording"]), "data_day": run.begin["day"],
         "data_hash": prov.get("data_hash"),
-        "rows_hash": run.begin.get("content"), "pressure": run.begin.get("fallback") or f"{cfg['strategy']['pressure']}, as configured",
+        "rows_hash": run.begin.get("content"), **_rule(run),
         "parameter_hash": prov.get("config_hash"), "parameter_sets_tried": "unknown, not from a sweep", "code": _code(prov)}
+
+def _rule(run: RunData) -> dict[str, str]:
+    "What decided: the strategy with its bar size, or the pressure definition."
+    told = run.begin.get("fallback")
+    if on_bars(run): return {"strategy": str(run.begin.get("strategy")), "bars": told or "built from the recorded rows"}
+    return {"pressure": told or f"{run.config['strategy']['pressure']}, as configured"}
 
 def _code(prov: Mapping[str, Any]) -> str:
     commit, dirty = prov.get("git_commit"), " with changes" if prov.get("git_dirty") else ""

@@ -12,7 +12,7 @@ from typing import Protocol
 from ..broker.base import Broker, BrokerError
 from ..feed.depth import Rows
 from .core import NEVER, Trader, due_at
-from .events import Cancel, Clock, Command, Depth, Event, Evidence, Halt, Picture, Query, Reconciled, Started, Submit
+from .events import BarRow, Cancel, Clock, Command, Depth, Event, Evidence, Halt, Picture, Query, Reconciled, Started, Submit
 
 # %% ../../nbs/trader/11_runner.ipynb #d2e07912
 class Ledger(Protocol):
@@ -69,10 +69,10 @@ class Runner:
         except BrokerError: return
         self.send(Reconciled(ts, state))
 
-    def start(self, ts: int, recovered: dict[str, object] | None = None) -> None:
+    def start(self, ts: int, recovered: dict[str, object] | None = None, history: tuple[BarRow, ...] = ()) -> None:
         "Connect, take the broker's picture, and let the trader reconcile with it."
         self.broker.connect(ts)
-        self.send(Started(ts, self.broker.state(ts), recovered))
+        self.send(Started(ts, self.broker.state(ts), recovered, history))
 
     def deliver(self, ts: int) -> None:
         "Hand over what the broker has said by `ts`."

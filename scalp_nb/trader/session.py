@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['WORTH_A_STATE', 'COMMIT_S', 'SLICE', 'EXIT_OK', 'EXIT_NOT_FLAT', 'EXIT_CONFIG', 'EXIT_REFUSED', 'EXIT_FAILED',
            'EXITS', 'correlation', 'fill_of', 'StoreLedger', 'picture', 'bound_of', 'bounds_of', 'Run', 'preload',
-           'resume_row', 'begin', 'venue_clock', 'tell', 'write_log', 'request', 'stop', 'interruptions', 'lease_ended',
-           'heard', 'trade', 'nap', 'drain', 'finish', 'run_session', 'failed', 'emergency', 'close', 'arguments',
-           'configured', 'main']
+           'resume_row', 'kept_bars', 'begin', 'venue_clock', 'tell', 'write_log', 'request', 'stop', 'interruptions',
+           'lease_ended', 'heard', 'trade', 'nap', 'drain', 'finish', 'run_session', 'failed', 'emergency', 'close',
+           'arguments', 'configured', 'main']
 
 # %% ../../nbs/trader/13_session.ipynb #29fbcb5a
 import argparse
@@ -34,21 +34,24 @@ from pydantic.fields import FieldInfo
 
 from ..broker.base import Broker
 from ..broker.paper import PaperBroker
+from ..feed.bars import BAR_FIELDS, BAR_VOID
 from ..feed.depth import Rows
 from ..feed.errors import ConfigError, ScalpError
+from ..feed.instrument import Universe
 from ..feed.replay import replay
 from ..order.types import Fill, Purpose, Side
 from ..risk.limits import RiskLimits
+from ..strategy.barplan import BarPlan, label
 from ..strategy.pressure import PressureParams
 from .config import load_config, provenance
 from .control import Bound, ControlServer, Mailbox, make_app, new_token
 from .core import SETTABLE, Trader, TraderError, equity, exposure, snapshot
-from .events import Cancel, Command, Control, Event, Evidence, Halt, Note, Reconciled, Submit
+from .events import BarRow, Cancel, Command, Control, Event, Evidence, Halt, Note, Reconciled, Submit
 from .lease import LeaseEnd, LeaseWatch, adopt, announce, kill_seen, read_kill
 from .logs import configure_logging, get_logger
 from .runner import Runner
 from .setup import Market, RunConfig, load_market, paper_run, refuse_live, setup_for
-from .store import Store, crash_hook_from_env
+from .store import BARS, Store, crash_hook_from_env
 from .wire import settle_memory
 
 # %% ../../nbs/trader/13_session.ipynb #839a2b33
@@ -94,11 +97,15 @@ class StoreLedger:
         self.store.append(kind, trader.now, c.data if isinstance(c, Note) else c, cursor=trader.cursor, corr=corr)
         if isinstance(c, Submit): self.store.put_intent(c.intent)
         if isinstance(c, Note): self._tables(c, trader)
-        if self.log and (not isinstance(c, Note) or c.kind != "equity"): self.log(kind, {"corr": corr, **(c.data if isinstance(c, Note) else {})})
+        if self.log is None or isinstance(c, Note) and c.kind in ("equity", "bars"): return
+        self.log(kind, {"corr": corr, **(c.data if isinstance(c, Note) else {})})
 
     def _tables(self, n: Note, trader: Trader) -> None:
         if n.kind == "order": self.store.put_order(trader.orders.orders[n.data["id"]])
         elif n.kind == "fill": self.store.put_fill(fill_of(n, trader), Decimal(n.data["fee"]))
+        elif n.kind == "bars":
+            for symbol, ts, *ohlcv, vwap, trades, flags in n.data["bars"]:
+                if not flags & BAR_VOID: self.store.put_bar(symbol, ts, ohlcv, vwap, trades)
         elif n.kind == "equity":
             self.store.put_equity(trader.now, *(Decimal(n.data[k]) for k in ("equity", "cash", "unrealised")))
             uni = trader.setup.universe
@@ -133,10 +140,13 @@ def bound_of(
         return float(found[0]) if found else otherwise
     return Bound(_KINDS.get(field.annotation, "float"), edge(("ge", "gt"), -math.inf), edge(("le", "lt"), math.inf))  # type: ignore[arg-type]
 
-def bounds_of() -> dict[str, Bound]:
+def bounds_of(
+    strategy: type[BaseModel] = PressureParams,  # the model of the strategy section
+) -> dict[str, Bound]:
     "What may be set from outside while a session runs."
-    models: dict[str, type[BaseModel]] = {"strategy": PressureParams, "risk": RiskLimits}
-    return {f"{s}.{name}": bound_of(models[s].model_fields[name]) for s, names in SETTABLE.items() for name in names}
+    models: dict[str, type[BaseModel]] = {"strategy": strategy, "risk": RiskLimits}
+    return {f"{s}.{name}": bound_of(models[s].model_fields[name]) for s, names in SETTABLE.items()
+            for name in names if name in models[s].model_fields}
 
 # %% ../../nbs/trader/13_session.ipynb #c77411aa
 class Run:
@@ -169,6 +179,7 @@ def preload(
 ) -> None:
     "A resumed session knows the last book of every symbol, and where it stands in the recording."
     if not len(rows): return
+    if t.desk is not None: t.desk.take(rows)
     last = len(rows) - 1 - np.unique(rows["sym"][::-1], return_index=True)[1]
     t.scanner.book[rows["sym"][last]] = rows[last]
     t.scanner.g["rows"], t.scanner.g["now"] = len(rows), int(rows["recv"].max())
@@ -183,10 +194,23 @@ def resume_row(
     return max(int(recovered["rows"]), int(np.searchsorted(np.maximum.accumulate(rows["recv"]), venue_ts, side="right")))
 
 # %% ../../nbs/trader/13_session.ipynb #df687616
+def kept_bars(
+    store: Store,  # of the account
+    universe: Universe,  # symbols wanted
+    since: int = 0,  # ns UTC
+) -> tuple[BarRow, ...]:  # for `Runner.start`
+    "The closed bars the store has, as a restarted session on a venue's bars needs them."
+    at = {s: i for i, s in enumerate(universe.symbols)}
+    rows = [r for r in store.rows(BARS) if r["symbol"] in at and r["ts"] >= since]
+    return tuple((r["ts"], *(r[f] for f in BAR_FIELDS[1:6]), math.nan if r["vwap"] is None else r["vwap"], r["trades"] or 0, at[r["symbol"]], 0)
+                 for r in rows)
+
 def begin(run: Run) -> None:
     "Open the books, build trader and venue, reconcile."
     cfg = run.cfg
     refuse_live(cfg)
+    if isinstance(cfg.strategy, BarPlan) and cfg.strategy.bars_from == "venue":
+        raise ConfigError("strategy.bars_from", "venue", "rows with venue.broker: paper", "the paper venue sends no bars")
     run.market = load_market(cfg)
     where = cfg.store.url or run.dir / "store.db"
     run.store = Store.open(where, cfg.run.account, run=run.dir.name, hook=crash_hook_from_env(), lock_dir=run.dir.parent)
@@ -195,6 +219,7 @@ def begin(run: Run) -> None:
     run.store.append("run:begin", int(run.market.rows["recv"][0]), {
         "config": json.loads(cfg.model_dump_json()), "provenance": provenance(cfg, cfg.data.recording), "day": run.market.day.isoformat(),
         "content": run.market.content, "rows": len(run.market.rows), "symbols": list(run.market.universe.symbols), "fallback": note,
+        "strategy": label(cfg.strategy) if isinstance(cfg.strategy, BarPlan) else "pressure",
         "capabilities": asdict(run.market.capabilities), "currency": run.market.universe[0].currency,
         "session": {k: getattr(setup.sessions[0], k) for k in ("open_ts", "close_ts", "continuous_close_ts")},
         "resumed": recovered is not None, "pid": os.getpid()})
@@ -327,7 +352,8 @@ def run_session(
     "Run a session to its end."
     run = Run(cfg, run_dir, lease, ready)
     token = new_token()
-    app = make_app(lambda: run.picture, run.mail.post, lambda after: [r for r in list(run.recent) if r["seq"] > after], token, bounds_of())
+    app = make_app(lambda: run.picture, run.mail.post, lambda after: [r for r in list(run.recent) if r["seq"] > after], token,
+                   bounds_of(type(cfg.strategy)))
     server = ControlServer(app, run_dir, token, run_dir.name)
     for sig in (signal.SIGTERM, signal.SIGINT): signal.signal(sig, lambda n, _: heard(run, n))
     try:

@@ -64,6 +64,7 @@ class Wire:
     def on_packet(self, packet: bytes, recv: int) -> Sequence[Command]:
         "Commands that follow from one packet received at `recv`, ns UTC; raises FeedError for a packet that is none."
         status = step(self.address, packet, recv, self.trader.due)
+        if status in (QUIET, DECIDE) and self.trader.desk is not None: self.trader.desk.take(self.row)
         if status == QUIET: return NOTHING
         if status < 0: return self.drop(status, packet)
         return decided(self.trader) if status == DECIDE else self.trader.handle(Depth(self.row))
