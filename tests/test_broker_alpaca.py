@@ -324,7 +324,7 @@ def test_an_order_is_sent_once_whatever_comes_back(status: int, body: bytes) -> 
             self.wfile.write(body)
         def log_message(self, *args: Any) -> None: return None
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         a = ask(make_client(config(server.server_port), "PK", "S"), "post", "/orders", {"symbol": "AAA"})
         server.shutdown()
     assert posts == ["/v2/orders"] and not (a.ok and isinstance(a.body, dict)) and a.refused == (status == 429)

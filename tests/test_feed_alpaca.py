@@ -97,7 +97,7 @@ def live(server: PracticeServer, **over: Any) -> Iterator[Drive]:
 # ---------------------------------------------------------------- against the practice venue
 
 def test_rows_bars_history_and_a_tape_that_repeats_them(tmp_path: Path) -> None:
-    with practice(("AAPL", "MSFT", "SPY"), 60) as server, live(server, raw_tape=tmp_path / "raw.tape") as d:
+    with practice(("AAPL", "MSFT", "SPY"), 120) as server, live(server, raw_tape=tmp_path / "raw.tape") as d:
         assert isinstance(d.feed, Feed) and d.feed.capabilities.levels == 1
         d.until(lambda: d.n_bars >= 6 and d.n_rows > 50 and "subscribed" in d.kinds)
         rows, bars = np.concatenate(d.rows), np.concatenate(d.bars)
@@ -125,13 +125,13 @@ def test_31_symbols_on_a_plan_for_30() -> None:
 
 
 def test_a_cut_line_comes_back_with_a_gap_and_the_missed_bars() -> None:
-    with practice(("AAPL", "MSFT"), 60) as server, live(server) as d:
+    with practice(("AAPL", "MSFT"), 120) as server, live(server) as d:
         d.until(lambda: d.n_bars >= 4)
         before = np.concatenate(d.bars)
         assert d.feed._link.ws is not None
         d.feed._link.ws.sock.shutdown(2)
         d.until(lambda: "down" in d.kinds)
-        time.sleep(2.2)  # two venue minutes without a reader
+        time.sleep(1.1)  # two venue minutes without a reader
         mark = len(d.rows)
         d.until(lambda: "backfill" in d.kinds and d.n_bars > len(before) + 2 and sum(map(len, d.rows[mark:])) > 3)
         bars, rows = np.concatenate(d.bars), np.concatenate(d.rows[mark:])
