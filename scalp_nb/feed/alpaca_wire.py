@@ -10,7 +10,7 @@ __all__ = ['SYMBOL_BYTES', 'Sides', 'skip', 'symbol_table', 'decode_frame', 'rfc
 import ctypes
 import datetime as dt
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -214,7 +214,7 @@ def _message(addr: int, at: int, end: Any, ctx: Any, book: Any, out: Any, bars: 
     if n < 0: return -2
     kind: Any
     kind, sym, ts, seen_s = np.int64(0), np.int64(-1), np.int64(-1), False
-    a = b = c = d = e = f = g = h = np.nan  # bp bs ap as / p s / o h l - v n vw c
+    bp = bs = ap = asz = p_ = s_ = o = h = lo = c = v_ = n_ = vw = np.nan
     for _ in range(n):
         if p >= end: return -1
         k = _key(addr, p, end)
@@ -225,36 +225,41 @@ def _message(addr: int, at: int, end: Any, ctx: Any, book: Any, out: Any, bars: 
         if k == 84: kind = np.int64(_u8(addr, v + 1)) if _u8(addr, v) == 0xA1 else 0
         elif k == 83: sym, seen_s = _find(table, ctx[_MASK], addr, v, end), True
         elif k == 116: ts = _time(addr, v, end)
-        elif k == 28770 or k == 112 or k == 111: a = _number(addr, v, end)   # bp, p, o
-        elif k == 29538 or k == 115 or k == 104: b = _number(addr, v, end)   # bs, s, h
-        elif k == 28769 or k == 108: c = _number(addr, v, end)               # ap, l
-        elif k == 29537: d = _number(addr, v, end)                           # as
-        elif k == 99: h = _number(addr, v, end)                              # c: close of a bar; conditions of anything else
-        elif k == 118: e = _number(addr, v, end)                             # v
-        elif k == 110: f = _number(addr, v, end)                             # n
-        elif k == 30582: g = _number(addr, v, end)                           # vw
+        elif k == 28770: bp = _number(addr, v, end)
+        elif k == 29538: bs = _number(addr, v, end)
+        elif k == 28769: ap = _number(addr, v, end)
+        elif k == 29537: asz = _number(addr, v, end)
+        elif k == 112: p_ = _number(addr, v, end)
+        elif k == 115: s_ = _number(addr, v, end)
+        elif k == 111: o = _number(addr, v, end)
+        elif k == 104: h = _number(addr, v, end)
+        elif k == 108: lo = _number(addr, v, end)
+        elif k == 99: c = _number(addr, v, end)  # close of a bar; the conditions of anything else
+        elif k == 118: v_ = _number(addr, v, end)
+        elif k == 110: n_ = _number(addr, v, end)
+        elif k == 30582: vw = _number(addr, v, end)
     if kind != 113 and kind != 116 and kind != 98 and kind != 117: return -2
-    if not seen_s or ts < 0 or np.isnan(a) or np.isnan(b): return -2
-    if kind != 116 and (np.isnan(c) or np.isnan(d if kind == 113 else h)): return -2
+    if not seen_s or ts < 0: return -2
+    if np.isnan(bp + bs + ap + asz if kind == 113 else p_ + s_ if kind == 116 else o + h + lo + c): return -2
     if sym < 0:
         ctx[_UNKNOWN] += 1
         return p
     if ts > ctx[_LAST]: ctx[_LAST] = ts
     if kind == 113:
         r = book[sym]
-        _side(r.bid_px, r.bid_qty, a, b)
-        _side(r.ask_px, r.ask_qty, c, d)
+        _side(r.bid_px, r.bid_qty, bp, bs)
+        _side(r.ask_px, r.ask_qty, ap, asz)
         _emit(ctx, book, out, sym, ts, recv)
     elif kind == 116:
         r = book[sym]
-        r.ltp, r.ltq = a, b
-        r.volume += b
+        r.ltp, r.ltq = p_, s_
+        r.volume += s_
         _emit(ctx, book, out, sym, ts, recv)
     else:
         if ctx[_NB] >= ctx[_BARCAP]: return -2
         w = bars[ctx[_NB]]
-        w.ts, w.open, w.high, w.low, w.close, w.volume, w.vwap, w.sym = ts, a, b, c, h, e, g, sym
-        w.trades = 0 if np.isnan(f) else np.int64(f)
+        w.ts, w.open, w.high, w.low, w.close, w.volume, w.vwap, w.sym = ts, o, h, lo, c, v_, vw, sym
+        w.trades = 0 if np.isnan(n_) else np.int64(n_)
         w.flags = BAR_UPDATED if kind == 117 else 0
         ctx[_NB] += 1
     return p
@@ -268,7 +273,7 @@ def decode_frame(
     end: int,  # its length in bytes
     ctx_addr: int,  # address of the decoder's memory
     recv: int,  # receive time, ns UTC
-) -> Any:  # messages decoded; -1: damaged at some point, everything before it was used
+) -> Any:  # 0: all decoded; 1: other messages are noted; -1: damaged at some point, everything before it was used
     "Decode every quote, trade and bar of a frame; note where the other messages lie."
     ctx = carray(_pointer(ctx_addr), _CTX, np.int64)
     book, out = carray(_pointer(ctx[_BOOK]), ctx[_NSYM], _rows_t), carray(_pointer(ctx[_OUT]), ctx[_CAP], _rows_t)
@@ -291,7 +296,7 @@ def decode_frame(
         elif after < 0: return -1
         else: ctx[_MSGS] += 1
         at = after
-    return n if at == end else -1
+    return -1 if at != end else 1 if ctx[_NO] > 0 else 0
 
 # %% ../../nbs/feed/21_alpaca_wire.ipynb #a7c97367
 def rfc3339_ns(
@@ -384,24 +389,12 @@ class Decoder:
         addr: int,  # address of a binary frame
         length: int,  # bytes
         recv: int,  # ns UTC
-    ) -> list[dict[str, Any]]:  # messages that are no quote, trade or bar
+    ) -> Sequence[dict[str, Any]]:  # messages that are no quote, trade or bar
         "Decode a frame where it lies."
         done = decode_frame(addr, length, self._at, recv)
+        if done == 0: return ()
         if done < 0: self.malformed += 1
-        if done >= 0 and not self._ctx[_NO]: return []
-        return self._rest(addr, recv)
-
-    def _rest(self, addr: int, recv: int) -> list[dict[str, Any]]:
-        "Messages the kernel passed on."
-        out = []
-        for at, n in self._other[:self._ctx[_NO]].tolist():
-            try: m = unpack(ctypes.string_at(addr + at, n))
-            except Exception:  # whatever a damaged extension or string makes msgpack raise: counted, the rest is read
-                self.malformed += 1
-                continue
-            if isinstance(m, dict): out += self.put(m, recv)
-            else: self.malformed += 1
-        return out
+        return _rest(self, addr, recv)
 
     def trim(self) -> None:
         "Bound the memory: called before decoding when nobody has read for long."
@@ -423,38 +416,9 @@ class Decoder:
         self._ctx[_MSGS] += 1
         if sym < 0: self._ctx[_UNKNOWN] += 1
         else:
-            try: self._apply(str(kind), sym, m, recv)
+            try: _apply(self, str(kind), sym, m, recv)
             except (KeyError, TypeError, ValueError, FeedError): self.malformed += 1
         return []
-
-    def _apply(self, kind: str, sym: int, m: dict[str, Any], recv: int) -> None:
-        ts = time_ns(m["t"])
-        r = self.books[sym:sym + 1]
-        if kind in "bu":
-            values = (ts, *(float(m[k]) for k in ("o", "h", "l", "c")), float(m.get("v", math.nan)), float(m.get("vw", math.nan)),
-                      int(m.get("n", 0)), sym, BAR_UPDATED if kind == "u" else 0)
-            if self._ctx[_NB] >= len(self._bars): raise FeedError("bars waiting to be read", int(self._ctx[_NB]))
-            self._bars[self._ctx[_NB]] = values
-            self._ctx[_NB] += 1
-            return
-        if kind == "q":
-            sides: Sides = ([(float(m["bp"]), float(m["bs"]))], [(float(m["ap"]), float(m["as"]))])
-        elif kind == "o":
-            book = self._crypto.setdefault(sym, CryptoBook())
-            if not book.apply(m): return
-            sides = book.top()
-        else:
-            sides = ([], [])
-            r["ltp"], r["ltq"] = float(m["p"]), float(m["s"])
-            r["volume"] += float(m["s"])
-        if kind != "t": self._levels(r, sides)
-        self.emit(sym, ts, recv)
-
-    def _levels(self, r: Rows, sides: Sides) -> None:
-        for side, levels in zip(("bid", "ask"), sides, strict=True):
-            r[f"{side}_px"], r[f"{side}_qty"] = math.nan, 0.0
-            for k, (px, qty) in enumerate(levels):
-                if 0 < px < math.inf: r[f"{side}_px"][0, k], r[f"{side}_qty"][0, k] = px, max(qty, 0.0)
 
     def emit(
         self,
@@ -478,6 +442,8 @@ class Decoder:
         self._crypto.clear()
 
     @property
+    def bars_waiting(self) -> int: return int(self._ctx[_NB])
+    @property
     def waiting(self) -> int: return int(self._ctx[_N])
 
     def take_rows(self) -> Rows:
@@ -496,7 +462,51 @@ class Decoder:
         self,
         frame: bytes,  # a binary frame
         recv: int,  # ns UTC
-    ) -> list[dict[str, Any]]:  # messages that are no market data
+    ) -> Sequence[dict[str, Any]]:  # messages that are no market data
         "Decode a frame given as bytes: for tapes and tests."
         buffer = np.frombuffer(frame, np.uint8)
         return self.frame(int(buffer.ctypes.data), len(frame), recv)
+
+# %% ../../nbs/feed/21_alpaca_wire.ipynb #84451588
+def _rest(d: "Decoder", addr: int, recv: int) -> list[dict[str, Any]]:
+    "Messages the kernel passed on."
+    out = []
+    for at, n in d._other[:d._ctx[_NO]].tolist():
+        try: m = unpack(ctypes.string_at(addr + at, n))
+        except Exception:  # whatever a damaged extension or string makes msgpack raise: counted, the rest is read
+            d.malformed += 1
+            continue
+        if isinstance(m, dict): out += d.put(m, recv)
+        else: d.malformed += 1
+    return out
+
+# %% ../../nbs/feed/21_alpaca_wire.ipynb #ca30bd18
+def _apply(d: "Decoder", kind: str, sym: int, m: dict[str, Any], recv: int) -> None:
+    ts = time_ns(m["t"])
+    r = d.books[sym:sym + 1]
+    if kind in "bu":
+        values = (ts, *(float(m[k]) for k in ("o", "h", "l", "c")), float(m.get("v", math.nan)), float(m.get("vw", math.nan)),
+                  int(m.get("n", 0)), sym, BAR_UPDATED if kind == "u" else 0)
+        if d._ctx[_NB] >= len(d._bars): raise FeedError("bars waiting to be read", int(d._ctx[_NB]))
+        d._bars[d._ctx[_NB]] = values
+        d._ctx[_NB] += 1
+        return
+    if kind == "q":
+        sides: Sides = ([(float(m["bp"]), float(m["bs"]))], [(float(m["ap"]), float(m["as"]))])
+    elif kind == "o":
+        book = d._crypto.setdefault(sym, CryptoBook())
+        if not book.apply(m): return
+        sides = book.top()
+    else:
+        sides = ([], [])
+        r["ltp"], r["ltq"] = float(m["p"]), float(m["s"])
+        r["volume"] += float(m["s"])
+    if kind != "t": _levels(d, r, sides)
+    d.emit(sym, ts, recv)
+
+# %% ../../nbs/feed/21_alpaca_wire.ipynb #48ad7729
+def _levels(d: "Decoder", r: Rows, sides: Sides) -> None:
+    for side, levels in zip(("bid", "ask"), sides, strict=True):
+        r[f"{side}_px"], r[f"{side}_qty"] = math.nan, 0.0
+        for k, (px, qty) in enumerate(levels):
+            if 0 < px < math.inf: r[f"{side}_px"][0, k], r[f"{side}_qty"][0, k] = px, max(qty, 0.0)

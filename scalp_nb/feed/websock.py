@@ -81,8 +81,16 @@ def check_upgrade(
 # %% ../../nbs/feed/19_websock.ipynb #bef432c4
 Message = tuple[int, int, int]  # opcode, address, length
 
+# %% ../../nbs/feed/19_websock.ipynb #b47e0d33
 class WebSock:
     "One open websocket, read without blocking by the thread that owns it."
+    _array: Any
+    _view: memoryview
+    _base: int
+    _start: int
+    _end: int
+    _size: int
+
     def __init__(
         self,
         sock: Any,  # connected, upgraded, non-blocking
@@ -97,14 +105,8 @@ class WebSock:
         self._out = bytearray()
         self._joined: list[Any] = []  # keeps assembled messages alive until the next pump
         self._fragments, self._opcode = bytearray(), 0
-        self._allot(max(size, 2 * len(rest)), rest)
-
-    def _allot(self, size: int, old: bytes) -> None:
-        "A buffer of `size` bytes that begins with what was not consumed."
-        self._array = np.zeros(size, np.uint8)
-        self._view, self._base = memoryview(self._array.data).cast("B"), int(self._array.ctypes.data)
-        self._view[:len(old)] = old
-        self._start, self._end, self._size = 0, len(old), size
+        self._fresh = bool(rest)  # bytes nobody has looked at, though the socket has nothing new
+        _allot(self, max(size, 2 * len(rest)), rest)
 
     def fileno(self) -> int: return self.fd
 
@@ -115,29 +117,10 @@ class WebSock:
         if self._start:
             if self._start < self._end: self._view[:self._end - self._start] = bytes(self._view[self._start:self._end])
             self._start, self._end = 0, self._end - self._start
-        elif self._end == self._size: self._allot(2 * self._size, bytes(self._view))
-        if self._out: self._flush()
-        return self._fill()
-
-    def _fill(self) -> bool:
-        "Receive until the socket is dry or the buffer full."
-        began = self._end
-        while self._end < self._size:
-            try: n = self.sock.recv_into(self._view[self._end:])
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError): break
-            except OSError as e:
-                self.ended = f"{type(e).__name__}: {e}"
-                break
-            if n == 0:
-                self.ended = "closed without a word"
-                break
-            self._end += n
-            if not self._tls and self._end < self._size: break  # a plain socket gives all it has
-        if self._end == began:
-            if self.ended: raise SocketError(f"websocket ended: {self.ended}", next_step="connect again")
-            return False
-        self.heard = time.monotonic()
-        return True
+        elif self._end == self._size: _allot(self, 2 * self._size, bytes(self._view))
+        if self._out: _flush(self)
+        fresh, self._fresh = self._fresh, False
+        return _fill(self) or fresh
 
     def messages(self) -> list[Message]:
         "The complete messages received and not yet handed out."
@@ -158,32 +141,9 @@ class WebSock:
             if end - body < n: break
             at = body + n
             if 0x81 <= b0 <= 0x82: out.append((b0 & 15, self._base + body, n))
-            else: self._special(b0, body, n, out)
+            else: _special(self, b0, body, n, out)
         self._start = at
         return out
-
-    def _special(self, b0: int, body: int, n: int, out: list[Message]) -> None:
-        "A control frame or a fragment."
-        opcode, data = b0 & 15, bytes(self._view[body:body + n])
-        if opcode == PING: self.send(data, PONG)
-        elif opcode == PONG: self.ponged = time.monotonic()
-        elif opcode == CLOSE:
-            code = int.from_bytes(data[:2], "big") if len(data) >= 2 else 1005
-            self.ended = f"closed by the server, code {code} {data[2:].decode('utf-8', 'replace')}".rstrip()
-        elif opcode in (0, TEXT, BINARY): self._fragment(b0, data, out)
-        else: self.ended = f"protocol error: opcode {opcode}"
-
-    def _fragment(self, b0: int, data: bytes, out: list[Message]) -> None:
-        "One piece of a message in several frames."
-        if b0 & 15: self._opcode, self._fragments = b0 & 15, bytearray()
-        elif not self._opcode: self.ended = "protocol error: a continuation of nothing"
-        self._fragments += data
-        if len(self._fragments) > MAX_MESSAGE: self.ended = f"protocol error: a message longer than {MAX_MESSAGE} bytes"
-        if not b0 & 0x80 or self.ended: return
-        whole = np.frombuffer(bytes(self._fragments), np.uint8)
-        self._joined.append(whole)
-        out.append((self._opcode, int(whole.ctypes.data), len(whole)))
-        self._opcode = 0
 
     def send(
         self,
@@ -192,24 +152,19 @@ class WebSock:
     ) -> None:
         "Queue a message and send what the socket takes now; the rest goes with the next `pump`."
         self._out += client_frame(opcode, payload)
-        self._flush()
-
-    def _flush(self) -> None:
-        while self._out and not self.ended:
-            try: n = self.sock.send(self._out)
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError): return
-            except OSError as e:
-                self.ended = f"{type(e).__name__}: {e}"
-                return
-            del self._out[:n]
+        _flush(self)
 
     def wait(
         self,
         timeout_s: float,  # at most
     ) -> bool:  # True when bytes are there
         "Sleep until something arrives."
-        if self._tls and self.sock.pending(): return True
-        return bool(self._poll.poll(max(0, timeout_s * 1000)))
+        return self.buffered or bool(self._poll.poll(max(0, timeout_s * 1000)))
+
+    @property
+    def buffered(self) -> bool:
+        "Is there something to do that the descriptor does not show?"
+        return self._fresh or bool(self.ended) or (self._tls and self.sock.pending() > 0)
 
     def ping(self) -> None:
         "Ask the server for a sign of life; `ponged` tells when it last gave one."
@@ -221,6 +176,70 @@ class WebSock:
         if not self.ended: self.send(struct.pack(">H", 1000), CLOSE)
         self.ended = self.ended or "closed by us"
         self.sock.close()
+
+# %% ../../nbs/feed/19_websock.ipynb #1ea843e2
+def _allot(ws: "WebSock", size: int, old: bytes) -> None:
+    "A buffer of `size` bytes that begins with what was not consumed."
+    ws._array = np.zeros(size, np.uint8)
+    ws._view, ws._base = memoryview(ws._array.data).cast("B"), int(ws._array.ctypes.data)
+    ws._view[:len(old)] = old
+    ws._start, ws._end, ws._size = 0, len(old), size
+
+# %% ../../nbs/feed/19_websock.ipynb #18478f21
+def _fill(ws: "WebSock") -> bool:
+    "Receive until the socket is dry or the buffer full."
+    began = ws._end
+    while ws._end < ws._size:
+        try: n = ws.sock.recv_into(ws._view[ws._end:])
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError): break
+        except OSError as e:
+            ws.ended = f"{type(e).__name__}: {e}"
+            break
+        if n == 0:
+            ws.ended = "closed without a word"
+            break
+        ws._end += n
+        if not ws._tls and ws._end < ws._size: break  # a plain socket gives all it has
+    if ws._end == began:
+        if ws.ended: raise SocketError(f"websocket ended: {ws.ended}", next_step="connect again")
+        return False
+    ws.heard = time.monotonic()
+    return True
+
+# %% ../../nbs/feed/19_websock.ipynb #e05ec2e4
+def _special(ws: "WebSock", b0: int, body: int, n: int, out: list[Message]) -> None:
+    "A control frame or a fragment."
+    opcode, data = b0 & 15, bytes(ws._view[body:body + n])
+    if opcode == PING: ws.send(data, PONG)
+    elif opcode == PONG: ws.ponged = time.monotonic()
+    elif opcode == CLOSE:
+        code = int.from_bytes(data[:2], "big") if len(data) >= 2 else 1005
+        ws.send(data[:2], CLOSE)
+        ws.ended = f"closed by the server, code {code} {data[2:].decode('utf-8', 'replace')}".rstrip()
+    elif opcode in (0, TEXT, BINARY): _fragment(ws, b0, data, out)
+    else: ws.ended = f"protocol error: opcode {opcode}"
+
+def _fragment(ws: "WebSock", b0: int, data: bytes, out: list[Message]) -> None:
+    "One piece of a message in several frames."
+    if b0 & 15: ws._opcode, ws._fragments = b0 & 15, bytearray()
+    elif not ws._opcode: ws.ended = "protocol error: a continuation of nothing"
+    ws._fragments += data
+    if len(ws._fragments) > MAX_MESSAGE: ws.ended = f"protocol error: a message longer than {MAX_MESSAGE} bytes"
+    if not b0 & 0x80 or ws.ended: return
+    whole = np.frombuffer(bytes(ws._fragments), np.uint8)
+    ws._joined.append(whole)
+    out.append((ws._opcode, int(whole.ctypes.data), len(whole)))
+    ws._opcode = 0
+
+# %% ../../nbs/feed/19_websock.ipynb #841d1291
+def _flush(ws: "WebSock") -> None:
+    while ws._out and not ws.ended:
+        try: n = ws.sock.send(ws._out)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError): return
+        except OSError as e:
+            ws.ended = f"{type(e).__name__}: {e}"
+            return
+        del ws._out[:n]
 
 # %% ../../nbs/feed/19_websock.ipynb #8713888a
 def payload(

@@ -1,0 +1,352 @@
+"""Alpaca's market-data feed against the practice venue, and against servers that misbehave."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from realdata import realdata
+from websockets.sync.server import ServerConnection, serve
+
+from scalp_nb.feed.alpaca import AlpacaFeed, AlpacaFeedConfig, FeedRefused
+from scalp_nb.feed.alpaca_wire import Decoder, rfc3339_ns
+from scalp_nb.feed.bars import BAR_UPDATED, MINUTE
+from scalp_nb.feed.depth import FLAG_GAP, FLAG_HALT, empty_depth
+from scalp_nb.feed.instrument import Instrument, Universe
+from scalp_nb.feed.live import Feed, read_tape
+from scalp_nb.feed.websock import BINARY, SocketError, open_socket, payload
+from scalp_nb.practice.alpaca import PracticeServer
+from scalp_nb.practice.alpaca_orders import AlpacaTerms
+from scalp_nb.practice.venue import Tape, make_tape
+
+START = 1_795_100_400_000_000_000  # 2026-11-19 15:00 UTC
+TERMS = AlpacaTerms(rate_limit=100_000, zombie_s=0, auth_timeout_s=120)
+UNI = Universe("two", (Instrument("SPY", "US", currency="USD"), Instrument("AAPL", "US", currency="USD")))
+
+
+def stamp(ns: int) -> msgpack.Timestamp: return msgpack.Timestamp.from_unix_nano(ns)
+
+
+def config(port: int, **over: Any) -> AlpacaFeedConfig:
+    base = {"stream_url": f"ws://127.0.0.1:{port}/v2/iex", "data_url": f"http://127.0.0.1:{port}", "first_wait_s": 0.02, "most_wait_s": 0.2,
+            "batch_gap_s": 0.02, "poll_delay_s": 1.0}
+    return AlpacaFeedConfig(**{**base, **over})
+
+
+class Drive:
+    "Reads a feed as a session does and keeps what came."
+    def __init__(self, feed: AlpacaFeed) -> None:
+        self.feed, self.rows, self.bars, self.news = feed, [empty_depth(0)], [feed.bars()], list(feed.news())
+
+    def until(self, done: Callable[[], bool], seconds: float = 90) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.rows.append(self.feed.read(0.02))
+            self.bars.append(self.feed.bars())
+            self.news += self.feed.news()
+            if done(): return
+        raise AssertionError(f"not within {seconds} s; news {[n.text for n in self.news]}")
+
+    @property
+    def kinds(self) -> list[str]: return [n.kind for n in self.news]
+    @property
+    def n_bars(self) -> int: return sum(map(len, self.bars))
+    @property
+    def n_rows(self) -> int: return sum(map(len, self.rows))
+
+
+def market(symbols: tuple[str, ...], seconds: int = 1800, cadence: int = 2) -> Tape:
+    "Half an hour from 10:00 in New York: a random walk of each symbol, a trade every other row."
+    n, k = seconds // cadence, len(symbols)
+    rows, rng = empty_depth(n * k), np.random.default_rng(1)
+    rows["ts"] = rows["recv"] = START + np.repeat(np.arange(n), k) * cadence * 10**9 + np.tile(np.arange(k), n) * 10**6
+    rows["sym"] = np.tile(np.arange(k), n)
+    mid = np.round(100 + np.cumsum(rng.integers(-3, 4, (n, k)), axis=0) / 100, 2).ravel()
+    rows["bid_px"][:, 0], rows["ask_px"][:, 0], rows["bid_qty"][:, 0], rows["ask_qty"][:, 0] = mid, np.round(mid + 0.02, 2), 300, 200
+    rows["ltp"], rows["volume"] = mid, np.repeat(np.arange(n) // 2 * 100 + 100, k)
+    return make_tape(rows, Universe("us", tuple(Instrument(s, "US", currency="USD") for s in symbols)))
+
+
+@contextmanager
+def practice(symbols: tuple[str, ...], speed: float, **terms: Any) -> Iterator[PracticeServer]:
+    with PracticeServer(market(symbols), TERMS.model_copy(update=terms), speed=speed) as server: yield server
+
+
+@contextmanager
+def live(server: PracticeServer, **over: Any) -> Iterator[Drive]:
+    feed = AlpacaFeed(server.tape.universe, config(server.port, **over), server.terms.key, server.terms.secret, server.api.desk.clock.now)
+    try:
+        feed.start(server.api.desk.clock.now())
+        yield Drive(feed)
+    finally: feed.close()
+
+
+# ---------------------------------------------------------------- against the practice venue
+
+def test_rows_bars_history_and_a_tape_that_repeats_them(tmp_path: Path) -> None:
+    with practice(("AAPL", "MSFT", "SPY"), 120) as server, live(server, raw_tape=tmp_path / "raw.tape") as d:
+        assert isinstance(d.feed, Feed) and d.feed.capabilities.levels == 1
+        d.until(lambda: d.n_bars >= 6 and d.n_rows > 50 and "subscribed" in d.kinds)
+        rows, bars = np.concatenate(d.rows), np.concatenate(d.bars)
+        assert d.kinds[:2] == ["up", "subscribed"]
+        assert set(rows["sym"]) == {0, 1, 2} and (rows["recv"] >= rows["ts"]).mean() > 0.9
+        assert np.isfinite(rows["bid_px"][:, 0]).any() and np.isnan(rows["bid_px"][:, 1:]).all() and np.isnan(rows["total_buy"]).all()
+        assert (bars["ts"] % MINUTE == 0).all() and len(bars) == len({(b["sym"], b["ts"]) for b in bars if not b["flags"] & BAR_UPDATED})
+        history = d.feed.history(2, server.api.desk.clock.now())
+        assert 0 < len(history) <= 6 and (history["ts"] + MINUTE <= server.api.desk.clock.now()).all()
+    again = Decoder(server.tape.universe, 100_000)
+    for recv, frame in read_tape(tmp_path / "raw.tape").frames: again.read(frame, recv)
+    replayed = again.take_rows()
+    assert replayed[:len(rows)].tobytes() == rows.tobytes()
+    assert b"practice-secret" not in (tmp_path / "raw.tape").read_bytes()
+
+
+def test_31_symbols_on_a_plan_for_30() -> None:
+    names = tuple(f"S{chr(65 + k // 26)}{chr(65 + k % 26)}" for k in range(31))
+    with practice(names, 60) as server, live(server) as d:
+        d.until(lambda: any(b["sym"] == 30 for x in d.bars for b in x))
+        text = " ".join(n.text for n in d.news if n.kind == "uncovered")
+        assert names[30] in text and names[29] not in text
+        assert d.feed.uncovered == (names[30],) or "live bars only" in text
+        d.until(lambda: any(r["sym"] == 30 for x in d.rows for r in x))  # its quotes come once a minute
+
+
+def test_a_cut_line_comes_back_with_a_gap_and_the_missed_bars() -> None:
+    with practice(("AAPL", "MSFT"), 120) as server, live(server) as d:
+        d.until(lambda: d.n_bars >= 4)
+        before = np.concatenate(d.bars)
+        assert d.feed._link.ws is not None
+        d.feed._link.ws.sock.shutdown(2)
+        d.until(lambda: "down" in d.kinds)
+        time.sleep(1.1)  # two venue minutes without a reader
+        mark = len(d.rows)
+        d.until(lambda: "backfill" in d.kinds and d.n_bars > len(before) + 2 and sum(map(len, d.rows[mark:])) > 3)
+        bars, rows = np.concatenate(d.bars), np.concatenate(d.rows[mark:])
+        for s in (0, 1):
+            mine = bars[(bars["sym"] == s) & (bars["flags"] & BAR_UPDATED == 0)]
+            assert (np.diff(mine["ts"]) == MINUTE).all(), "no minute is missing, and in order"
+            assert rows[rows["sym"] == s]["flags"][0] & FLAG_GAP and not rows[rows["sym"] == s]["flags"][1:].any()
+        assert d.feed.stats.connects == 2 and d.feed.stats.backfilled > 0
+
+
+def test_a_halt_is_told_and_flagged() -> None:
+    with practice(("AAPL", "MSFT"), 10) as server, live(server) as d:
+        d.until(lambda: {int(r["sym"]) for x in d.rows for r in x} == {0, 1})
+        server.post("halt", symbol="MSFT", seconds=30)
+        d.until(lambda: "halt" in d.kinds)
+        rows = np.concatenate(d.rows)
+        assert rows[rows["sym"] == 1]["flags"][-1] & FLAG_HALT and not rows[rows["sym"] == 0]["flags"][-1] & FLAG_HALT
+        assert [n.symbol for n in d.news if n.kind == "halt"] == ["MSFT"]
+
+
+def test_wrong_keys_are_refused_at_once_and_never_shown() -> None:
+    with practice(("AAPL",), 1) as server:
+        feed = AlpacaFeed(server.tape.universe, config(server.port), "PKWRONGKEY", "WRONGSECRET")
+        with pytest.raises(FeedRefused, match="402") as e: feed.start(0)
+        assert "WRONGSECRET" not in str(e.value) + repr(feed) and "PKWRONGKEY" not in str(e.value)
+        feed.close()
+
+
+def test_a_taken_connection_is_waited_for() -> None:
+    with practice(("AAPL",), 1) as server, live(server) as first, live(server, busy_wait_s=0.3) as second:
+        second.until(lambda: "down" in second.kinds)
+        assert "90 s" in second.news[-1].text
+        first.feed.close()
+        second.until(lambda: "up" in second.kinds)
+
+
+# ---------------------------------------------------------------- against a server that misbehaves
+
+@contextmanager
+def stream(script: Callable[[ServerConnection], None], **how: Any) -> Iterator[int]:
+    "A websocket server that logs clients in, then follows the script."
+    def handler(ws: ServerConnection) -> None:
+        ws.send(msgpack.packb([{"T": "success", "msg": "connected"}]))
+        assert json.loads(ws.recv())["action"] == "auth"
+        ws.send(msgpack.packb([{"T": "success", "msg": "authenticated"}]))
+        script(ws)
+    with serve(handler, "127.0.0.1", 0, compression=None, **how) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.socket.getsockname()[1]
+        server.shutdown()
+
+
+def quote(sym: str, k: int) -> dict[str, Any]:
+    return {"T": "q", "S": sym, "bx": "V", "bp": 100 + k / 100, "bs": 100, "ax": "V", "ap": 100.05 + k / 100, "as": 200, "c": ["R"],
+            "t": stamp(1_700_000_000_000_000_000 + k), "z": "B"}
+
+
+def test_an_open_but_mute_socket_is_left() -> None:
+    def script(ws: ServerConnection) -> None:
+        ws.send(msgpack.packb([quote("SPY", 1)]))
+        for _ in ws: pass  # answers pings, says nothing more
+    with stream(script) as port:
+        feed = AlpacaFeed(UNI, config(port, source="test", silence_s=0.4), "PK", "S")
+        feed.start(0)
+        d = Drive(feed)
+        d.until(lambda: feed.stats.connects >= 2)
+        assert any("mute" in n.text for n in d.news)
+        feed.close()
+
+
+def test_refused_symbols_are_asked_for_one_by_one() -> None:
+    asked: list[list[str]] = []
+    def script(ws: ServerConnection) -> None:
+        for raw in ws:
+            asked.append(json.loads(raw)["quotes"])
+            bad = "AAPL" in asked[-1]
+            ws.send(msgpack.packb([{"T": "error", "code": 400, "msg": "invalid syntax"} if bad else {"T": "subscription", "quotes": asked[-1]}]))
+    with stream(script) as port:
+        feed = AlpacaFeed(UNI, config(port, source="test"), "PK", "S")
+        feed.start(0)
+        d = Drive(feed)
+        d.until(lambda: len(asked) == 3 and "uncovered" in d.kinds)
+        assert asked == [["SPY", "AAPL"], ["SPY"], ["AAPL"]] and feed.uncovered == ("AAPL",)
+        feed.close()
+
+
+def test_malformed_frames_are_counted_and_the_rest_is_read() -> None:
+    def script(ws: ServerConnection) -> None:
+        ws.recv()
+        whole = msgpack.packb([quote("SPY", 1), quote("AAPL", 2)])
+        for frame in (whole[:-7], b"\xc1\xc1", b"", whole, json.dumps([{**quote("SPY", 3), "t": "2023-11-14T22:13:20.5Z"}]), "{not json",
+                      msgpack.packb([{**quote("SPY", 4), "t": "2023-11-14T22:13:20.6Z"}, {"T": "zzz"}, 7])): ws.send(frame)
+        for _ in ws: pass
+    with stream(script) as port:
+        feed = AlpacaFeed(UNI, config(port, source="test"), "PK", "S")
+        feed.start(0)
+        d = Drive(feed)
+        d.until(lambda: d.n_rows >= 5 and feed.stats.malformed >= 3 and feed.stats.unknown >= 1)
+        assert np.concatenate(d.rows)["ts"].max() == rfc3339_ns("2023-11-14T22:13:20.6Z")
+        feed.close()
+
+
+def test_memory_is_bounded_when_nobody_reads() -> None:
+    def script(ws: ServerConnection) -> None:
+        ws.recv()
+        for k in range(60): ws.send(msgpack.packb([quote("SPY" if i % 2 else "AAPL", 1000 * k + i) for i in range(1000)]))
+        for _ in ws: pass
+    with stream(script) as port:
+        feed = AlpacaFeed(UNI, config(port, source="test"), "PK", "S")
+        feed.start(0)
+        time.sleep(1.0)  # a consumer that is busy elsewhere
+        got, end = 0, time.monotonic() + 15
+        last: dict[int, int] = {}
+        while got + feed.stats.dropped_rows < 60_000 and time.monotonic() < end:
+            rows = feed.read(0.05)
+            assert len(rows) <= 32_768
+            got += len(rows)
+            last.update({int(r["sym"]): int(r["ts"]) for r in rows[-2:]})
+        assert got + feed.stats.dropped_rows == 60_000 and last == {0: 1_700_000_000_000_059_999, 1: 1_700_000_000_000_059_998}
+        feed.close()
+
+
+# ---------------------------------------------------------------- the websocket, against a library's server
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65_535, 65_536, 3_000_000])
+def test_messages_of_every_length_class_whole_and_in_fragments(size: int) -> None:
+    body = os.urandom(size)
+    def script(ws: ServerConnection) -> None:
+        ws.send(body)
+        if size: ws.send([body[k:k + size // 3 + 1] for k in range(0, size, size // 3 + 1)])
+        ws.send(f"echo {len(ws.recv())}")
+        ws.close(4001, "enough")
+    with serve(script, "127.0.0.1", 0, compression=None, max_size=None) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        ws = open_socket(f"ws://127.0.0.1:{server.socket.getsockname()[1]}/x", 5)
+        ws.send(body, BINARY)
+        got: list[bytes] = []
+        with pytest.raises(SocketError, match="4001 enough"):
+            while True:
+                ws.wait(5)
+                if ws.pump(): got += [payload(m) for m in ws.messages()]
+        assert got == [body] * (2 if size else 1) + [f"echo {size}".encode()]
+        ws.close()
+        server.shutdown()
+
+
+def test_tls_and_a_certificate_nobody_signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("openssl") is None: pytest.skip("openssl, which makes the test's certificate, is absent")
+    key, cert = tmp_path / "k.pem", tmp_path / "c.pem"
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2", "-subj", "/CN=localhost",
+                    "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    def script(ws: ServerConnection) -> None:
+        for _ in range(50): ws.send(b"x" * 40_000)
+        for _ in ws: pass
+    with serve(script, "127.0.0.1", 0, ssl=context, compression=None) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"wss://localhost:{server.socket.getsockname()[1]}/"
+        with pytest.raises(SocketError, match="CERTIFICATE_VERIFY_FAILED|certificate"): open_socket(url, 5)
+        monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+        ws, n = open_socket(url, 5), 0
+        while n < 50 and ws.wait(5):
+            if ws.pump(): n += sum(m[2] == 40_000 for m in ws.messages())
+        assert n == 50
+        ws.close()
+        server.shutdown()
+
+
+# ---------------------------------------------------------------- the decoder
+
+numbers = st.one_of(st.floats(-1e9, 1e9), st.integers(-2**40, 2**63), st.floats(0, 1000, width=32))
+messages = st.lists(st.fixed_dictionaries(
+    {"T": st.sampled_from("qtbu"), "S": st.sampled_from(["SPY", "AAPL", "ZZZ"]), "t": st.integers(1, 2**60).map(stamp)},
+    optional={k: numbers for k in ("bp", "bs", "ap", "as", "p", "s", "o", "h", "l", "v", "vw")} | {
+        "c": st.one_of(numbers, st.lists(st.text(max_size=3), max_size=3)), "n": st.integers(0, 2**31), "z": st.text(max_size=40),
+        "new": st.recursive(st.none() | st.booleans() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(max_size=3), x), max_leaves=9),
+    }), max_size=6)
+
+
+@settings(max_examples=60)
+@given(messages)
+def test_the_compiled_way_and_the_slow_way_agree(found: list[dict[str, Any]]) -> None:
+    fast, slow = Decoder(UNI), Decoder(UNI)
+    for m in found:
+        fast.read(msgpack.packb([m]), 5)
+        slow.put(msgpack.unpackb(msgpack.packb(m), timestamp=0), 5)
+    assert fast.take_bars().tobytes() == slow.take_bars().tobytes()
+    a, b = fast.take_rows(), slow.take_rows()
+    assert a.tobytes() == b.tobytes(), (a, b)
+
+
+@settings(max_examples=80)
+@given(messages, st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=5), st.integers(0, 10**6))
+def test_damaged_frames_never_reach_beyond_their_end(found: list[dict[str, Any]], noise: list[tuple[int, int]], cut: int) -> None:
+    frame = bytearray(msgpack.packb(found))
+    for at, value in noise: frame[at % len(frame)] = value
+    frame = frame[:1 + cut % len(frame)]
+    d, twin = Decoder(UNI), Decoder(UNI)
+    guarded = np.frombuffer(bytes(frame) + b"\xff" * 64, np.uint8)
+    other = np.frombuffer(bytes(frame) + b"\x00" * 64, np.uint8)
+    d.frame(int(guarded.ctypes.data), len(frame), 1)
+    twin.frame(int(other.ctypes.data), len(frame), 1)
+    assert d.take_rows().tobytes() == twin.take_rows().tobytes() and d.take_bars().tobytes() == twin.take_bars().tobytes()
+    assert d.malformed == twin.malformed
+
+
+def test_frames_of_alpacas_own_pages() -> None:
+    pages = json.loads(realdata("fixtures/alpaca/alpaca-docs__frames.json").read_text(encoding="utf-8"))
+    uni = Universe("docs", tuple(Instrument(s, "US") for s in ("AAPL", "AMD", "SPY")))
+    d, kinds = Decoder(uni), dict[str, int]()
+    for page in pages:
+        for m in page["payload"] if isinstance(page["payload"], list) else [page["payload"]]:
+            if "T" not in m: continue
+            kinds[m["T"]] = kinds.get(m["T"], 0) + 1
+            d.put(m, 1)
+    assert {"t", "q", "b", "d", "s", "error", "success", "subscription"} <= kinds.keys() and d.malformed == 0
+    assert (len(d.take_rows()), len(d.take_bars())) == (2, 1)
