@@ -6,6 +6,8 @@
 CONFIG ?= nbs/live/default.yaml
 JOBS   ?= 2
 ARGS   ?=
+# Asks for an older numpy than vectorbt does, and works with the newer: so it is installed beside the rest, without its own requirements.
+PEER   := hftbacktest==2.4.4
 ifeq ($(PATH),)
 PATH := /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 endif
@@ -47,6 +49,8 @@ $(STAMP): settings.ini setup.py
 		echo "installing into $(VENV): a minute or two, once"; \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all]'; \
 	fi
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps '$(PEER)' 2>/dev/null || \
+		echo "no wheel of $(PEER) for this machine: the cross-check against it is left out"
 	@touch $@
 
 live: $(STAMP)  ## run the live notebook headless (CONFIG=file.yaml, RUN=folder, ARGS="-p name value")

@@ -28,6 +28,7 @@ LATER = {
     "backtest": Later("scalp_nb.research.cli:app/backtest", "Run the trader over a recording."),
     "validate": Later("scalp_nb.research.cli:app/validate", "Judge a parameter set of a sweep."),
     "promote": Later("scalp_nb.research.cli:app/promote", "Write a set that passed to a sealed file."),
+    "practice": Later("scalp_nb.practice.cli:app", "Rehearse against a local venue that speaks a broker's protocol."),
 }
 
 # %% ../nbs/cli.ipynb #eaccdf94

@@ -1,6 +1,8 @@
 """The Alpaca broker against the practice venue: the conformance suite, and what the fact sheet says goes wrong."""
 from __future__ import annotations
 
+import http.server
+import json
 import os
 import selectors
 import socket
@@ -20,8 +22,9 @@ from realdata import realdata  # noqa: E402
 
 pytest.importorskip("alpaca")
 
-from scalp_nb.broker.alpaca import AlpacaBroker, AlpacaConfig, ask  # noqa: E402
-from scalp_nb.broker.alpaca_models import read_account, read_event, read_order, read_position, state_of  # noqa: E402
+from scalp_nb.broker.alpaca import AlpacaBroker, AlpacaConfig, ask, make_client  # noqa: E402
+from scalp_nb.broker.alpaca import _message as hear  # noqa: E402
+from scalp_nb.broker.alpaca_models import bracket_body, oco_body, order_body, read_account, read_asset, read_order, read_position, state_of  # noqa: E402
 from scalp_nb.broker.base import Broker, BrokerError  # noqa: E402
 from scalp_nb.feed.depth import FLAG_HALT, depth_row  # noqa: E402
 from scalp_nb.feed.instrument import Instrument, Universe  # noqa: E402
@@ -104,6 +107,7 @@ class AlpacaDriver:
     universe = UNI
     faults = frozenset({"reject", "lost_ack", "disconnect", "restart", "halt"})
     cash = D(100_000)
+    hold = False  # the line stays down over a settle
 
     def __init__(self) -> None: self.server: PracticeServer | None = None
 
@@ -158,7 +162,7 @@ class AlpacaDriver:
         until = time.monotonic() + 10
         while not self.quiet() and time.monotonic() < until: time.sleep(0.002)
         assert self.quiet(), "the broker did not come to rest"
-        if "down" in self.proxy.modes: self.proxy.modes.discard("down")
+        if not self.hold: self.proxy.modes.discard("down")
         self.step(MS)
         return self.broker.poll(self.now)
 
@@ -210,3 +214,171 @@ class TestAlpaca(BrokerConformance):
         self.send(venue, b, seen, self.order(venue, b, Side.BUY, 7, "99", sym=1))
         st = self.agree(venue, b, seen)
         assert [(s, q) for s, q, _ in st.positions] == [(venue.universe[0].symbol, -35)] and len(st.orders) == 1
+
+    # ---- what the fact sheet says goes wrong
+    def test_an_execution_heard_twice_is_told_once(self, venue: AlpacaDriver) -> None:
+        b, seen = self.start(venue)
+        heard: list[bytes] = []
+        assert venue.server is not None
+        venue.server.api.orders.tell.append(lambda data: heard.append(json.dumps({"stream": "trade_updates", "data": data}).encode()))
+        i = self.order(venue, b, Side.BUY, 10, "100.05")
+        self.send(venue, b, seen, i)
+        for raw in [*heard, *reversed(heard), b"{broken", b'{"stream": "trade_updates", "data": {"event": "fill"}}']: hear(b, raw)
+        seen.add(venue.settle())
+        assert seen.kinds[i.id].count(K.FILL) == 1 and seen.kinds[i.id].count(K.ACK) == 1
+        assert (venue.broker.stats.duplicates, venue.broker.stats.unreadable) == (2, 2)
+        self.agree(venue, b, seen)
+
+    def test_executions_while_the_stream_was_down_are_found(self, venue: AlpacaDriver) -> None:
+        b, seen = self.start(venue)
+        i = self.order(venue, b, Side.BUY, 10, "99.5")
+        self.send(venue, b, seen, i)
+        venue.proxy.modes.add("down")
+        venue.proxy.cut()
+        wait_until(lambda: not venue.broker.up)
+        entry = self.order(venue, b, Side.BUY, 1, "99.5", sym=1)
+        b.submit(entry, venue.now)
+        venue.base, venue.hold = venue.base + 1_000_000, True  # what is said now is not heard, and the line stays down
+        seen.add(venue.row(0, ((99.3, 9.0),), ((99.4, 100.0),), 99.4, traded=50))
+        assert seen.kinds[entry.id] == [K.REJECT] and seen.last(entry.id, K.REJECT).reason == "updates_down"
+        venue.hold = False
+        venue.proxy.modes.discard("down")
+        wait_until(lambda: venue.broker.up)
+        wait_until(lambda: i.id in seen.add(venue.settle()).kinds and seen.filled(i.id) == 10)
+        assert venue.broker.stats.recovered == 1 and venue.broker.stats.reconnects == 1
+        assert {"down", "up"} <= {n.kind for n in venue.broker.news()}
+        self.agree(venue, b, seen)
+
+    @pytest.mark.parametrize("terms, side, qty, limit, reason", [
+        ({"untradable": frozenset({"AAA"})}, 1, 10, "100", "not_tradable"), ({"not_shortable": frozenset({"AAA"})}, -1, 10, "100", "not_shortable"),
+        ({}, 1, 1_000_000, "100", "buying_power"), ({}, 1, 10, "100.005", "sub_penny")])
+    def test_refusals_have_their_own_reasons(self, venue: AlpacaDriver, terms: Any, side: int, qty: int, limit: str, reason: str) -> None:
+        venue.make(**terms)
+        seen = Seen()
+        for s in range(2): seen.add(venue.row(s, BIDS, ASKS, 100.0))
+        self.sent = {}
+        i = self.order(venue, venue.broker, Side(side), qty, limit)
+        self.send(venue, venue.broker, seen, i)
+        assert seen.kinds[i.id] == [K.REJECT] and seen.last(i.id, K.REJECT).reason == reason and seen.last(i.id, K.REJECT).text
+        assert venue.server is not None and not [t for t in venue.server.api.orders.tickets.values() if t.open]
+
+    def test_a_wash_trade_is_named(self, venue: AlpacaDriver) -> None:
+        b, seen = self.start(venue)
+        self.send(venue, b, seen, self.order(venue, b, Side.BUY, 10, "99.9"))
+        i = self.order(venue, b, Side.SELL, 10, "99.9")
+        self.send(venue, b, seen, i)
+        assert seen.last(i.id, K.REJECT).reason == "wash_trade"
+
+    def test_entries_wait_for_the_market_and_exits_do_not(self, venue: AlpacaDriver) -> None:
+        b, seen = self.start(venue)
+        venue.step(7 * 3600 * 10**9)  # 17:00 in New York
+        i = self.order(venue, b, Side.BUY, 10, "99.5")
+        out = replace(self.order(venue, b, Side.BUY, 10, "99.4"), purpose=Purpose.EXIT)
+        self.send(venue, b, seen, i, out)
+        assert seen.last(i.id, K.REJECT).reason == "market_closed" and K.REJECT not in seen.kinds.get(out.id, [])
+        assert venue.broker.stats.submits == 1
+
+    def test_ten_cancels_leave_within_a_second(self, venue: AlpacaDriver) -> None:
+        b, seen = self.start(venue)
+        orders = [self.order(venue, b, Side.BUY, 1, "99.5", sym=k % 2) for k in range(10)]
+        self.send(venue, b, seen, *orders)
+        began = time.monotonic()
+        for i in orders: b.cancel(i.id, venue.now)
+        called = time.monotonic() - began
+        wait_until(lambda: venue.quiet())
+        assert called < 0.1 and time.monotonic() - began < 1.0
+        seen.add(venue.settle())
+        assert all(seen.kinds[i.id] == [K.ACK, K.CANCELED] for i in orders)
+
+    def test_pictures_beside_the_trading_thread(self, venue: AlpacaDriver) -> None:
+        b, _ = self.start(venue)
+        venue.broker.ask_state(venue.now)
+        wait_until(lambda: (st := venue.broker.take_state()) is not None and st.account.cash == venue.cash)
+        assert venue.broker.take_state() is None
+
+    def test_wrong_keys(self, venue: AlpacaDriver) -> None:
+        self.start(venue)
+        bad = AlpacaBroker(UNI, config(venue.proxy.port), "PKWRONG", "HIDDEN")
+        with pytest.raises(BrokerError, match="keys were refused") as e: bad.connect(venue.now)
+        assert "PKWRONG" not in str(e.value) and "HIDDEN" not in str(e.value)
+        bad.close(venue.now)
+
+
+def wait_until(done: Any, seconds: float = 15) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("status, body", [(504, b"<html>"), (500, b""), (429, b"{}"), (200, b"<html>"), (200, b"")])
+def test_an_order_is_sent_once_whatever_comes_back(status: int, body: bytes) -> None:
+    "alpaca-py itself sends four orders on four 504s."
+    posts: list[str] = []
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posts.append(self.path)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        def log_message(self, *args: Any) -> None: return None
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        a = ask(make_client(config(server.server_port), "PK", "S"), "post", "/orders", {"symbol": "AAA"})
+        server.shutdown()
+    assert posts == ["/v2/orders"] and not (a.ok and isinstance(a.body, dict)) and a.refused == (status == 429)
+
+
+def test_a_mute_server_is_left_after_the_time_out() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        began = time.monotonic()
+        a = ask(make_client(config(s.getsockname()[1], read_timeout_s=0.3), "PK", "S"), "get", "/clock")
+        assert a.open and a.sent and time.monotonic() - began < 3
+
+
+def test_payloads_of_alpacas_own_tests() -> None:
+    seen: dict[str, int] = {}
+    for name in ("order", "account", "position", "asset"):
+        path = realdata(f"fixtures/alpaca/alpaca-py__trading__trading_client__test_{name}_routes.json")
+        for case in json.loads(path.read_text(encoding="utf-8")):
+            for d in case["payload"] if isinstance(case["payload"], list) else [case["payload"]]:
+                if "client_order_id" in d: assert state_of(read_order(d)) is not OrderState.UNKNOWN and read_order(d).symbol
+                elif "buying_power" in d: assert read_account(d, 1).equity > 0
+                elif "avg_entry_price" in d: assert read_position(d)[1] != 0
+                elif "tradable" in d: assert read_asset(d).tradable in (True, False)
+                else: continue
+                seen[name] = seen.get(name, 0) + 1
+    assert seen.keys() == {"order", "account", "position", "asset"}
+
+
+def test_bodies_are_what_the_sdk_sends() -> None:
+    from alpaca.trading import requests as sdk
+    i = Intent("id1", 1, 1, "a", "s", "AAPL", 0, Side.BUY, Purpose.ENTRY, D(10), OrderType.STOP_LIMIT, D("101.1"), D("100.5"), Tif.DAY, D(100))
+    def same(ours: dict[str, Any], theirs: Any) -> None:
+        def flat(x: Any) -> Any:
+            if isinstance(x, dict): return {k: flat(v) for k, v in x.items() if v is not None}
+            return float(x) if isinstance(x, (int, float)) or (isinstance(x, str) and x.replace(".", "").isdigit()) else str(getattr(x, "value", x))
+        assert flat(ours) == flat(theirs.to_request_fields())
+    base = {"symbol": "AAPL", "qty": 10, "side": "buy", "time_in_force": "day", "client_order_id": "id1"}
+    same(order_body(i), sdk.StopLimitOrderRequest(**base, limit_price=101.1, stop_price=100.5))
+    m = replace(i, type=OrderType.MARKET, limit=None, stop=None)
+    same(order_body(m), sdk.MarketOrderRequest(**base))
+    same(bracket_body(m, D(110), D(95)), sdk.MarketOrderRequest(**base, order_class="bracket", take_profit={"limit_price": 110},
+                                                                 stop_loss={"stop_price": 95}))
+    sell = replace(i, side=Side.SELL, type=OrderType.LIMIT, limit=D(110), stop=None)
+    legs: dict[str, Any] = {"take_profit": {"limit_price": 110}, "stop_loss": {"stop_price": 95}}
+    same(oco_body(sell, D(95)), sdk.LimitOrderRequest(**{**base, "side": "sell"}, limit_price=110, order_class="oco", **legs))
+
+
+def test_the_real_paper_account() -> None:
+    "Opt-in: reads only, sends nothing."
+    key, secret = os.environ.get("APCA_API_KEY_ID", ""), os.environ.get("APCA_API_SECRET_KEY", "")
+    if not key or not secret: pytest.skip("APCA_API_KEY_ID and APCA_API_SECRET_KEY are not set: the real paper account is not asked")
+    if not key.startswith("PK"): pytest.skip("APCA_API_KEY_ID is not a paper key")
+    b = AlpacaBroker(Universe("smoke", (Instrument("SPY", "US", currency="USD"),)), AlpacaConfig(), key, secret)
+    try:
+        b.connect(time.time_ns())
+        st = b.state(time.time_ns())
+        assert b.up and st.account.equity > 0 and "is_open" in b.clock()
+    finally: b.close(time.time_ns())

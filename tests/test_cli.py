@@ -25,7 +25,7 @@ def scalp(*args: str, **env: str):
 
 
 def process(*args: str) -> subprocess.CompletedProcess:
-    code = "from scalp_nb.trader.cli import main; main()"
+    code = "from scalp_nb.cli import main; main()"
     return subprocess.run([sys.executable, "-c", code, *args], env={**os.environ, "PYTHONPATH": ROOT}, capture_output=True, text=True, check=False)
 
 

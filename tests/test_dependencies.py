@@ -26,6 +26,13 @@ def declared(*keys: str) -> set[str]:
     return {canonical(re.split(r"[<>=!~\[; ]", req)[0]) for key in keys for req in config["DEFAULT"][key].split()}
 
 
+def beside() -> set[str]:
+    "What the Makefile installs beside the rest, for a comparison that is left out where it is missing."
+    found = re.search(r"^PEER\s*:=\s*(\S+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    assert found
+    return {canonical(re.split(r"[<>=!~]", found[1])[0])}
+
+
 def imports(tree: ast.Module) -> Iterator[tuple[str, int, bool]]:
     "Top-level package, line, and whether it is imported with the module (not inside a function, not for type checking alone)."
     later = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef)
@@ -37,7 +44,7 @@ def imports(tree: ast.Module) -> Iterator[tuple[str, int, bool]]:
 
 def undeclared(path: Path, room: str, dists: dict[str, list[str]]) -> list[str]:
     "Imports of one module that its installation would not provide."
-    core, everything = declared("requirements"), declared("requirements", *(f"{e}_requirements" for e in EXTRAS))
+    core, everything = declared("requirements"), declared("requirements", *(f"{e}_requirements" for e in EXTRAS)) | beside()
     bad = []
     for package, line, at_import in imports(ast.parse(path.read_text(encoding="utf-8"))):
         if package in sys.stdlib_module_names or package == "scalp_nb": continue

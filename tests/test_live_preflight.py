@@ -27,7 +27,7 @@ def test_a_good_plan_passes_every_check(tape, tmp_path):  # noqa: F811
     p = plan(tape, tmp_path)
     checks = preflight(p)
     checks.require()
-    assert checks.ok and checks.market is not None and len(checks.table()) == 9
+    assert checks.ok and checks.market is not None and len(checks.table()) == 10
     assert found(p)["run folder"] == (True, "new") and not p.run_dir.exists()
 
 

@@ -83,6 +83,7 @@ def test_the_sdk_reads_account_clock_calendar_and_assets(server: PracticeServer)
     assert [(str(d.date), d.close.hour) for d in days] == [("2026-11-25", 16), ("2026-11-27", 13)]
     assert [a.symbol for a in c.get_all_assets()] == ["AAPL", "MSFT"] and c.get_asset("MSFT").tradable
     assert refused(lambda: c.get_asset("NOPE")).status_code == 404
+    assert c.get_account_configurations().fractional_trading
 
 
 def test_an_orders_whole_life_through_the_sdk(server: PracticeServer) -> None:
@@ -503,22 +504,42 @@ def test_many_seeds(seed: int, tmp_path: Path) -> None:
 # ---- the command
 
 
-def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
-    script = tmp_path / "f.yaml"
-    script.write_text("- {fault: http_429, nth: 1}\n")
-    write_parquet(TAPE.rows, TAPE.universe, tmp_path / "r.parquet", "a walk")
+def start_command(folder: Path) -> tuple[subprocess.Popen[str], dict[str, str]]:
+    "`scalp practice alpaca` as a process of its own, and the environment it prints."
     code = "from scalp_nb.practice.cli import app; app()"
-    command = [sys.executable, "-c", code, "alpaca", "--recording", str(tmp_path / "r.parquet"), "--faults", str(script)]
+    command = [sys.executable, "-c", code, "alpaca", "--recording", str(folder / "r.parquet"), "--faults", str(folder / "f.yaml"),
+               "--state", str(folder / "state")]
     p = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert p.stdout is not None
+    lines = [p.stdout.readline() for _ in range(10)]
+    return p, dict(line.removeprefix("export ").strip().split("=", 1) for line in lines if line.startswith("export "))
+
+
+def test_the_command_serves_and_a_killed_venue_comes_back(tmp_path: Path) -> None:
+    (tmp_path / "f.yaml").write_text("- {fault: http_429, nth: 1}\n")
+    write_parquet(TAPE.rows, TAPE.universe, tmp_path / "r.parquet", "a walk")
+    p, said = start_command(tmp_path)
     try:
-        assert p.stdout is not None
-        lines = [p.stdout.readline() for _ in range(10)]
-        said = dict(line.removeprefix("export ").strip().split("=", 1) for line in lines if line.startswith("export "))
-        headers = {"APCA-API-KEY-ID": said["APCA_API_KEY_ID"], "APCA-API-SECRET-KEY": said["APCA_API_SECRET_KEY"]}
-        assert [httpx.get(said["APCA_API_BASE_URL"] + "/v2/clock", headers=headers).status_code for _ in range(2)] == [429, 200]
-    finally:
+        with httpx.Client(headers={"APCA-API-KEY-ID": said["APCA_API_KEY_ID"], "APCA-API-SECRET-KEY": said["APCA_API_SECRET_KEY"]}) as h:
+            url = said["APCA_API_BASE_URL"] + "/v2/"
+            assert [h.get(url + "clock").status_code for _ in range(2)] == [429, 200]
+            until(lambda: h.get(url + "stocks/AAPL/quotes/latest").status_code == 200)
+            for k, extra in enumerate(({}, {"type": "limit", "limit_price": "90"})):
+                order = {"symbol": "AAPL", "qty": "3", "side": "buy", "type": "market", "time_in_force": "day", "client_order_id": f"k{k}", **extra}
+                assert h.post(url + "orders", json=order).status_code == 200
+            until(lambda: h.get(url + "positions").json())
+            before = h.get(url + "orders", params={"status": "all"}).json()
+            p.kill()
+            p.wait(10)
+            p, said = start_command(tmp_path)
+            url = said["APCA_API_BASE_URL"] + "/v2/"
+            assert h.get(url + "clock").status_code == 429   # the script starts anew
+            assert h.get(url + "orders", params={"status": "all"}).json() == before
+            assert [x["qty"] for x in h.get(url + "positions").json()] == ["3"]
+            assert h.delete(url + f"orders/{before[0]['id']}").status_code == 204
         p.send_signal(signal.SIGTERM)
         assert p.wait(10) == 0
+    finally: p.kill()
 
 
 def test_us_minute_bars_are_a_market() -> None:

@@ -127,7 +127,7 @@ def slowly(unit: Any) -> pd.DataFrame:
     return fanout.run_sweep_unit(unit)
 
 
-@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("sig", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.soak)])
 def test_interrupted_runs_resume_where_they_stopped(days: list[Session], tmp_path: Path, sig: signal.Signals) -> None:
     out, log = tmp_path / "r", tmp_path / "log"
     (tmp_path / "parent.py").write_text(PARENT.format(tests=str(ROOT / "tests")))

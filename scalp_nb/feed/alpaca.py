@@ -272,16 +272,14 @@ class AlpacaFeed:
         "Rows that arrived; returns early when bars, news or a watched descriptor wait for the session."
         until = time.monotonic() + timeout_s
         while True:
-            _drain(self)
             now = time.monotonic()
             if now - self._link.looked >= 0.05: _upkeep(self, now)
-            if self._decoder.waiting:
-                rows = self._decoder.take_rows()
-                self.stats.rows += len(rows)
-                return rows
-            left = until - now
-            if left <= 0 or self._news or (self._bars and "backfill" not in self._jobs): return self._decoder.take_rows()
-            if _wait(self, min(left, 0.05)): return self._decoder.take_rows()
+            told = bool(self._news or (self._bars and "backfill" not in self._jobs))
+            woken = _wait(self, 0.0 if told else min(max(until - now, 0.0), 0.05))
+            _drain(self)
+            rows = self._decoder.take_rows()
+            self.stats.rows += len(rows)
+            if len(rows) or told or woken or time.monotonic() >= until: return rows
 
     def bars(self) -> Bars:
         "Bars since the last call; held back while missed bars are being fetched, so that they come in order."
@@ -298,6 +296,7 @@ class AlpacaFeed:
 
     def close(self) -> None:
         "Let go of connection, threads and tape."
+        _count(self)
         self._dialer.give_up()
         if self._link.ws is not None: self._link.ws.close()
         self._link.ws = None
@@ -334,7 +333,7 @@ class AlpacaFeed:
 def _wait(f: "AlpacaFeed", timeout_s: float) -> bool:
     "Sleep until the socket or a watched descriptor speaks; True for the latter."
     ws = f._link.ws
-    if ws is not None and ws.wait(0): return False
+    if ws is not None and ws.buffered: return False
     ready = f._poller.poll(timeout_s * 1000)
     return any(fd in f._wakes for fd, _ in ready)
 
@@ -364,11 +363,13 @@ def _text(f: "AlpacaFeed", ws: WebSock, m: Message, recv: int) -> list[dict[str,
         return []
 
 def _collect(f: "AlpacaFeed") -> None:
-    "Take decoded bars over, and keep the counters."
-    d = f._decoder
-    bars = d.take_bars()
-    if len(bars): f._bars.append(bars)
-    f.stats.messages, f.stats.unknown, f.stats.dropped_rows, f.stats.malformed = d.messages, d.unknown + f._odd, d.dropped, d.malformed
+    "Take decoded bars over."
+    if f._decoder.bars_waiting: f._bars.append(f._decoder.take_bars())
+
+def _count(f: "AlpacaFeed") -> None:
+    "Keep the counters."
+    d, s = f._decoder, f.stats
+    s.messages, s.unknown, s.dropped_rows, s.malformed = d.messages, d.unknown + f._odd, d.dropped, d.malformed
 
 def _tell(f: "AlpacaFeed", kind: str, text: str, symbol: str = "") -> None:
     f._news.append(LinkNews(f._clock(), kind, text, symbol))
@@ -441,6 +442,7 @@ def _refused(f: "AlpacaFeed", code: int, text: str) -> None:
 def _upkeep(f: "AlpacaFeed", now: float) -> None:
     "Everything that is due by the clock."
     f._link.looked = now
+    _count(f)
     if f._link.ws is None: _redial(f, now)
     else: _tend(f, f._link.ws, now)
     _finish_jobs(f)

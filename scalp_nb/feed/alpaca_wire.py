@@ -10,7 +10,7 @@ __all__ = ['SYMBOL_BYTES', 'Sides', 'skip', 'symbol_table', 'decode_frame', 'rfc
 import ctypes
 import datetime as dt
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -273,7 +273,7 @@ def decode_frame(
     end: int,  # its length in bytes
     ctx_addr: int,  # address of the decoder's memory
     recv: int,  # receive time, ns UTC
-) -> Any:  # messages decoded; -1: damaged at some point, everything before it was used
+) -> Any:  # 0: all decoded; 1: other messages are noted; -1: damaged at some point, everything before it was used
     "Decode every quote, trade and bar of a frame; note where the other messages lie."
     ctx = carray(_pointer(ctx_addr), _CTX, np.int64)
     book, out = carray(_pointer(ctx[_BOOK]), ctx[_NSYM], _rows_t), carray(_pointer(ctx[_OUT]), ctx[_CAP], _rows_t)
@@ -296,7 +296,7 @@ def decode_frame(
         elif after < 0: return -1
         else: ctx[_MSGS] += 1
         at = after
-    return n if at == end else -1
+    return -1 if at != end else 1 if ctx[_NO] > 0 else 0
 
 # %% ../../nbs/feed/21_alpaca_wire.ipynb #a7c97367
 def rfc3339_ns(
@@ -389,11 +389,11 @@ class Decoder:
         addr: int,  # address of a binary frame
         length: int,  # bytes
         recv: int,  # ns UTC
-    ) -> list[dict[str, Any]]:  # messages that are no quote, trade or bar
+    ) -> Sequence[dict[str, Any]]:  # messages that are no quote, trade or bar
         "Decode a frame where it lies."
         done = decode_frame(addr, length, self._at, recv)
+        if done == 0: return ()
         if done < 0: self.malformed += 1
-        if done >= 0 and not self._ctx[_NO]: return []
         return _rest(self, addr, recv)
 
     def trim(self) -> None:
@@ -442,6 +442,8 @@ class Decoder:
         self._crypto.clear()
 
     @property
+    def bars_waiting(self) -> int: return int(self._ctx[_NB])
+    @property
     def waiting(self) -> int: return int(self._ctx[_N])
 
     def take_rows(self) -> Rows:
@@ -460,7 +462,7 @@ class Decoder:
         self,
         frame: bytes,  # a binary frame
         recv: int,  # ns UTC
-    ) -> list[dict[str, Any]]:  # messages that are no market data
+    ) -> Sequence[dict[str, Any]]:  # messages that are no market data
         "Decode a frame given as bytes: for tapes and tests."
         buffer = np.frombuffer(frame, np.uint8)
         return self.frame(int(buffer.ctypes.data), len(frame), recv)

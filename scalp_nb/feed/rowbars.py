@@ -36,9 +36,11 @@ class RowBars:
         source: Source = "trades",  # prices from trades, or from the mid of the book
         allow_late: int = 2_000_000_000,  # ns after its end that a bar may still change
         max_ahead: int = 5_000_000_000,  # ns by which a row may be stamped after its arrival
+        wait: int = 0,  # ns after its end that a bar is held back for rows on the way, at most allow_late
     ) -> None:
         self.grid, self.source = g, _source(source)
         self.allow_late, self.max_ahead = _span("allow_late", allow_late), _span("max_ahead", max_ahead)
+        self.wait = min(_span("wait", wait), self.allow_late)
         self.mark = int(np.iinfo(np.int64).min)   # watermark, ns UTC
         self.counts = [0, 0, 0, 0]
         self._new: list[Rows] = []                # taken since the last look
@@ -56,7 +58,7 @@ class RowBars:
 
     def due(self, now: int) -> int:
         "When `close` must be called next, ns UTC; NEVER when the sessions are over."
-        return min(next_end(self.grid, now), next_end(self.grid, now - self.allow_late) + self.allow_late, NEVER)
+        return min(next_end(self.grid, now - self.wait) + self.wait, next_end(self.grid, now - self.allow_late) + self.allow_late, NEVER)
 
     def close(self, now: int) -> Bars:
         "The bars that have ended by `now` and are new or changed, by time and symbol."
@@ -66,7 +68,7 @@ class RowBars:
         out = np.empty(len(order) + 1, BAR)
         n = fold_rows(self._rows, order, *self._at, self.source, out, self._base.copy())
         bars = _finish(out[:n], self.grid, now)
-        said = _news(self, bars[_stops(self.grid, bars["ts"]) <= now])
+        said = _news(self, bars[_stops(self.grid, bars["ts"]) + self.wait <= now])
         _prune(self, order, now)
         return said[np.lexsort((said["sym"], said["ts"]))]
 

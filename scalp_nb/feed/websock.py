@@ -159,8 +159,12 @@ class WebSock:
         timeout_s: float,  # at most
     ) -> bool:  # True when bytes are there
         "Sleep until something arrives."
-        if self._fresh or (self._tls and self.sock.pending()): return True
-        return bool(self._poll.poll(max(0, timeout_s * 1000)))
+        return self.buffered or bool(self._poll.poll(max(0, timeout_s * 1000)))
+
+    @property
+    def buffered(self) -> bool:
+        "Is there something to do that the descriptor does not show?"
+        return self._fresh or bool(self.ended) or (self._tls and self.sock.pending() > 0)
 
     def ping(self) -> None:
         "Ask the server for a sign of life; `ponged` tells when it last gave one."
@@ -210,6 +214,7 @@ def _special(ws: "WebSock", b0: int, body: int, n: int, out: list[Message]) -> N
     elif opcode == PONG: ws.ponged = time.monotonic()
     elif opcode == CLOSE:
         code = int.from_bytes(data[:2], "big") if len(data) >= 2 else 1005
+        ws.send(data[:2], CLOSE)
         ws.ended = f"closed by the server, code {code} {data[2:].decode('utf-8', 'replace')}".rstrip()
     elif opcode in (0, TEXT, BINARY): _fragment(ws, b0, data, out)
     else: ws.ended = f"protocol error: opcode {opcode}"

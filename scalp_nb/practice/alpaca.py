@@ -46,7 +46,7 @@ def control(
     if what == "events": return Reply(200, desk.events[int(ask.query.get("after", "-1")) + 1:])
     if what == "faults": return Reply(200, api.script.log)
     if what == "truth": return Reply(200, truth(api))
-    if ask.method != "POST": return Reply(404, {"message": "GET clock, events, truth, faults; POST step, fault"})
+    if ask.method != "POST": return Reply(404, {"message": "GET clock, events, truth, faults; POST step, fault, halt"})
     try: return _act(api, what, ask.body)
     except (KeyError, TypeError, ValueError, ScalpError) as e: return Reply(422, {"message": f"{type(e).__name__}: {e}"})
 
@@ -55,10 +55,11 @@ def _act(api: Api, what: str, body: dict[str, Any]) -> Reply:
     if what == "step":
         step_clock(desk.clock, int(float(body["seconds"]) * 1e9))
         return Reply(200, {"rows": bring(desk), "now": desk.at})
-    if what == "fault":
+    if what in ("fault", "halt"):
+        if what == "halt": body = {"fault": "halt", "args": {"symbol": str(body["symbol"]), "seconds": float(body["seconds"])}}
         add_fault(api, read_script([body])[0])
         return Reply(200, {"script": len(api.script.faults)})
-    return Reply(404, {"message": "POST step, fault"})
+    return Reply(404, {"message": "POST step, fault, halt"})
 
 def truth(
     api: Api,  # everything
@@ -226,7 +227,7 @@ def stop_server(
 def ask_control(
     server: PracticeServer,  # running
     method: str,  # GET or POST
-    what: str,  # clock | events | truth | faults | step | fault
+    what: str,  # clock | events | truth | faults | step | fault | halt
     **how: Any,  # of httpx.request
 ) -> Any:  # the JSON answer
     "Ask the control endpoint."

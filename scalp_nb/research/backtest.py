@@ -290,7 +290,8 @@ def gathered(cfg: RunConfig, market: Market, runner: Runner, journal: Sequence[R
     "A finished run's records as tables."
     records = [(r, dict(orjson.loads(r.data))) for r in journal]
     run = run_of(records, Path(cfg.run.name), cfg.run.account, Verdict(True, None, "", journal[-1].hash, len(journal)))
-    return Backtest(cfg, market, runner, run, tuple(journal), run.orders, run.fills, run.round_trips, run.equity, decided(records), summarised(run, market))
+    return Backtest(cfg, market, runner, run, tuple(journal), run.orders, run.fills, run.round_trips, run.equity, decided(records),
+                    summarised(run, market))
 
 # %% ../../nbs/research/30_backtest.ipynb #50fc6c95
 GRID_NS = 60_000_000_000  # time axis of the portfolio between fills

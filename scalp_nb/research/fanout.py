@@ -80,15 +80,18 @@ def code_of(
 # %% ../../nbs/research/31_fanout.ipynb #1d8b6b16
 MANIFEST, UNITS, PENDING, LOCK, FORMAT = "manifest.json", "units", "pending.json", ".lock", 1
 
-def _write(path: Path, data: bytes) -> None:
-    "Durable on return, whole or not there."
+def _write(path: Path, data: bytes, sync: bool = True) -> None:
+    "Whole or not there; with `sync` the content survives a power cut."
     part = path.with_name(f".{path.name}.part")
     with part.open("wb") as f:
         f.write(data)
         f.flush()
-        os.fsync(f.fileno())
+        if sync: os.fsync(f.fileno())
     part.replace(path)
-    fd = os.open(path.parent, os.O_RDONLY)
+
+def _sync_folder(path: Path) -> None:
+    "Make the names in a folder survive a power cut."
+    fd = os.open(path, os.O_RDONLY)
     try: os.fsync(fd)
     finally: os.close(fd)
 
@@ -196,7 +199,7 @@ def publish(
 ) -> None:
     "Make a unit's result durable, record it, then make it visible."
     _write(_hidden(results, i), data)
-    _write(results.folder / PENDING, json.dumps({"unit": i, "since": time.time_ns()}).encode())
+    _write(results.folder / PENDING, json.dumps({"unit": i, "since": time.time_ns()}).encode(), sync=False)
     _note(results, job, i, data)
     _hidden(results, i).replace(results.path(i))
 
@@ -248,6 +251,7 @@ def begin(
     (path / UNITS).mkdir(parents=True, exist_ok=True)
     m = {"format": FORMAT, "job": job.name, "identity": identity, "note": dict(job.note), "units": [job.key(t) for t in job.tasks]}
     _write(path / MANIFEST, json.dumps(m, indent=1, allow_nan=False).encode())
+    _sync_folder(path)
     return Results(path, m)
 
 # %% ../../nbs/research/31_fanout.ipynb #93012f1a

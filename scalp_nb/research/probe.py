@@ -125,7 +125,8 @@ def _send(b: _Bench, market: Market, sym: int, n: int, p: Probe) -> dict[str, An
     if not (near > 0 and far > 0 and (far - near) * p.side > 0): return None
     px = near if p.resting else far
     b.broker.submit(probe_intent(market, sym, n, p, px), p.ts)
-    return {"near": near, "far": far, "mid": (near + far) / 2, "limit": px, "displayed": float(b.books[sym]["bid_qty" if p.side > 0 else "ask_qty"][0])}
+    waiting = float(b.books[sym]["bid_qty" if p.side > 0 else "ask_qty"][0])
+    return {"near": near, "far": far, "mid": (near + far) / 2, "limit": px, "displayed": waiting}
 
 # %% ../../nbs/research/31_probe.ipynb #05fb51ad
 AFTER_NS = 5_000_000_000
@@ -146,7 +147,8 @@ def _outcome(p: Probe, sent: dict[str, Any], fills: Sequence[Any], b: _Bench) ->
     after = mid_at(b.rows, first + AFTER_NS) if fills else float("nan")
     end = touch_at(b.rows[max(0, int(np.searchsorted(b.rows["recv"], p.ts + p.life_ns, side="right")) - 1)], p.side)[1]
     mid = sent["mid"]
-    return {"ts": p.ts, "side": p.side, **sent, "filled": got / p.qty, "px": px, "wait_s": (first - p.ts) / 1e9 if fills else float("nan"),
+    return {"ts": p.ts, "side": p.side, **sent, "filled": got / p.qty, "px": px, "fill_ts": first,
+            "wait_s": (first - p.ts) / 1e9 if fills else float("nan"),
             "spread_bps": (sent["far"] - sent["near"]) * p.side / mid * 1e4, "cost_bps": (px - mid) * p.side / mid * 1e4,
             "chased_bps": (end - mid) * p.side / mid * 1e4, "moved_bps": (after - mid) * p.side / mid * 1e4,
             "kept_bps": (after - px) * p.side / mid * 1e4}

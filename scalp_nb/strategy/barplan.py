@@ -63,6 +63,7 @@ class BarPlan(BaseModel):
     bars_from: Literal["rows", "venue"] = Field("rows", description="built here from market rows, or sent by the venue")
     price: Literal["trades", "mid"] = Field("trades", description="which price bars built from rows show")
     allow_late_ms: int = Field(2000, ge=0, le=600_000, description="late rows correct a bar for so long after its end")
+    wait_ms: int = Field(250, ge=0, le=600_000, description="a bar built here is held back so long for rows on the way")
     decision_window_ms: int = Field(250, ge=0, le=60_000, description="candidates of this window compete; 0 decides at once")
     per_decision: int = Field(10, ge=1, le=1000, description="how many of the strongest candidates are executed")
     cooldown_s: float = Field(5.0, ge=0, le=86_400, description="a symbol rests after a refusal or rejection")
@@ -73,6 +74,7 @@ class BarPlan(BaseModel):
     def _whole(self) -> "BarPlan":
         try: sizes = [p.bar_s for _, p in legs(self)]
         except ConfigError as e: raise ValueError(str(e)) from e
+        if self.wait_ms > self.allow_late_ms: raise ValueError(f"wait_ms {self.wait_ms}: at most allow_late_ms {self.allow_late_ms}")
         if any(s % min(sizes) for s in sizes): raise ValueError(f"bar_s of the members {sizes}: whole multiples of the smallest")
         return self
 

@@ -63,7 +63,7 @@ class BarDesk:
         self.plan, self.size, self.grid = plan, base_ns(plan), grid(base_ns(plan), days)
         self.runs = [make_run(plan, days) for _ in range(n_symbols)]
         late = plan.allow_late_ms * 1_000_000
-        self.rows = RowBars(self.grid, n_symbols, plan.price, late) if plan.bars_from == "rows" else None
+        self.rows = RowBars(self.grid, n_symbols, plan.price, late, wait=plan.wait_ms * 1_000_000) if plan.bars_from == "rows" else None
         self.offers: dict[int, Offer] = {}
         self.turns: dict[int, Offer] = {}   # symbol -> what to do once its position is closed
 

@@ -61,6 +61,11 @@ def is_run(path: Path, root: Path = ROOT) -> bool:
     return path.is_relative_to(root / "nbs" / "live") and not is_module(load(path))
 
 
+def is_study(path: Path, root: Path = ROOT) -> bool:
+    "Is it a teaching notebook of nbs/research (without an export)? nbval executes those and compares what they print; once is enough."
+    return path.is_relative_to(root / "nbs" / "research") and not is_module(load(path))
+
+
 @contextmanager
 def copy_of(root: Path) -> Iterator[Path]:
     "A throw-away copy of what nbdev reads and writes."

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gates import GATES, ROOT, is_run, notebooks
+from gates import GATES, ROOT, is_run, is_study, notebooks
 
 BIN = Path(sys.executable).parent
 PYTEST_CLOSING = re.compile(r"^=+ .*\b(passed|failed|error|errors|skipped|no tests ran|deselected)\b.* in [\d.]+s.*=+$")
@@ -44,7 +44,7 @@ def steps(jobs: int, run_dir: Path) -> list[Step]:
     python, here = sys.executable, "tests/gates/gates.py"
     gate = {name: Step(name, [python, here, name], hint) for name, (_, hint) in GATES.items()}
     ours = ["scalp_nb", "tests", "nbs/conftest.py", "setup.py"]
-    run_here = [p for p in notebooks(ROOT) if is_run(p)]   # the notebooks people run go through papermill, below
+    run_here = [p for p in notebooks(ROOT) if is_run(p) or is_study(p)]   # papermill runs the first below, nbval the second
     skip_run = "|".join(["^[_.]", *(f"^{re.escape(p.name)}$" for p in run_here)])
     return [
         gate["clean"], gate["export"], gate["style"], gate["readme"],
