@@ -169,7 +169,8 @@ def test_wrong_keys_symbols_and_hours_are_refused_before_anything_is_sent(tmp_pa
         assert "equity 100,000.00" in checks["venue's account"].found and "the market is open" in checks["venue's clock"].found
         good = conf(tape, 1.0, **{"data.symbols": ["ABA", "ABC"]})
         assert "as the venue's clock runs" in refused(conf(tape, 1.0, **{"venue.alpaca.speed": 7.0}), tmp_path, capfd, "c")
-        for key, value, words in (("APCA_API_SECRET_KEY", "wrong", "the API keys were refused"), ("APCA_API_KEY_ID", "", "APCA_API_KEY_ID is not set"),
+        for key, value, words in (("APCA_API_SECRET_KEY", "wrong", "the API keys were refused"),
+                                  ("APCA_API_KEY_ID", "", "APCA_API_KEY_ID is not set"),
                                   ("APCA_API_BASE_URL", "https://api.alpaca.markets", "an address of this machine")):
             with monkeypatch.context() as m:
                 m.setenv(key, value)

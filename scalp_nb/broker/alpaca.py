@@ -706,7 +706,6 @@ def _learn_assets(b: "AlpacaBroker") -> None:
     "What may be done with each symbol of the universe."
     for s in b.universe.symbols:
         if b._closing.is_set(): return
-        a = _repeat(b, "get", f"/assets/{s.replace('/', '%2F')}")
-        if a.ok and isinstance(a.body, dict): b._assets[s] = read_asset(a.body)
-        elif a.status == 404: b._assets[s] = Asset(False, False, False)
+        try: b._assets[s] = b._assets.get(s) or b.asset(s) or Asset(False, False, False)
+        except BrokerError as e: _tell(b, "warning", str(e), s)
         if s in b._assets and not b._assets[s].tradable: _tell(b, "warning", f"{s} is not tradable at Alpaca", s)
