@@ -160,6 +160,7 @@ class Known:
     state: OrderState | None = None    # last state told or seen
     told: Decimal = Decimal(0)         # quantity of the executions handed to the trader
     done: threading.Event = field(default_factory=threading.Event)  # the submit has its answer
+    ours: bool = False                 # this process was asked to submit it
 
 @dataclass(slots=True)
 class BrokerStats:
@@ -266,7 +267,7 @@ class AlpacaBroker:
         "Send an order beside the trading thread; what comes of it arrives through `poll`."
         with self._lock:
             seen = self._known.get(intent.id)
-            if seen is None: self._known[intent.id] = Known(intent.id, intent.symbol)
+            if seen is None: self._known[intent.id] = Known(intent.id, intent.symbol, ours=True)
         if seen is not None: return self.query(intent.id, ts)  # never a second time: look it up instead
         why = precheck(intent, self._assets.get(intent.symbol), self._short)
         if why is not None: return _reject(self, intent.id, *why)
@@ -516,6 +517,7 @@ def _cancel_rejected(b: "AlpacaBroker", client_id: str, reason: str, text: str) 
 def _query(b: "AlpacaBroker", client_id: str) -> None:
     "What became of an order: its executions, then its state. Absence is believed only after the submit had time to arrive."
     k = b._known.get(client_id)
+    if k is not None and k.ours and not k.sent_at and not k.done.is_set(): return _no_answer(b, client_id, "it is still on its way out")
     sent = k is not None and k.sent_at > 0
     if k is not None and sent: k.done.wait(b.cfg.connect_timeout_s + b.cfg.read_timeout_s + 1)
     a = _look_up(b, client_id)

@@ -54,7 +54,7 @@ from .runner import Runner, closing_ts, drained, last_look, played
 from .setup import Market, RunConfig, beginning, paper_run, refuse_live, setup_for
 from .store import BARS, Store, crash_hook_from_env
 from .streaming import Auditor, Line, new_recorder, recorded_rows, turn
-from .venues import Opened, open_venue, paced, refuse_untradable, shut, warm_history
+from .venues import Opened, open_venue, paced, refuse_untradable, rehearse, shut, warm_history
 from .wire import settle_memory
 
 # %% ../../nbs/trader/13_session.ipynb #839a2b33
@@ -252,6 +252,7 @@ def connect(
 ) -> tuple[BarRow, ...]:  # closed bars that settle the strategy
     "Start the feed, listen to the broker beside it, and get history."
     v, broker = run.venue, run.runner.broker
+    if v.feed is not None: rehearse(setup, v.feed)
     feed, pace = (v.feed, v.pace) if v.feed and v.pace else paced(run.cfg, v.market, seen)
     auditor = Auditor(broker, int(run.cfg.session.reconcile_s * 1e9), lambda: run.runner.moves)
     run.line = Line(feed, pace, new_recorder(run.dir, v.market.universe, feed.name), auditor)

@@ -6,7 +6,7 @@
 __all__ = ['HOME', 'LOOKS_S', 'Addresses', 'at_home', 'addresses', 'account_config', 'feed_config', 'Reading', 'read_clock',
            'clock_skew', 'speed_of', 'practice_clock', 'named_universe', 'assets_of', 'fit_universe',
            'refuse_untradable', 'Opened', 'shut', 'day_to_trade', 'open_venue', 'open_alpaca', 'real_clock', 'short_of',
-           'joined', 'warm_history', 'whole', 'last_of', 'paced']
+           'joined', 'warm_history', 'whole', 'last_of', 'rehearse', 'paced']
 
 # %% ../../nbs/trader/12_venues.ipynb #5a3df867
 import os
@@ -32,8 +32,8 @@ from ..feed.paced import PacedFeed
 from ..feed.universe import load_universe
 from ..strategy.barplan import BarPlan, base_ns, history_bars
 from .config import secret
-from .core import Setup
-from .events import BarRow, bar_rows, rows_bars
+from .core import Setup, Trader
+from .events import BarRow, Depth, bar_rows, rows_bars
 from .setup import Market, RunConfig, VenueSection, load_market
 from .streaming import Pace, venue_clock
 
@@ -315,6 +315,21 @@ def last_of(bars: Bars, need: int) -> Bars:
     n = np.bincount(bars["sym"]) if len(bars) else np.zeros(0, np.int64)
     left = np.repeat(np.cumsum(n), n) - np.arange(len(bars))
     return np.sort(bars[at][left <= need], order=("ts", "sym"))
+
+# %% ../../nbs/trader/12_venues.ipynb #7d40a02b
+def rehearse(
+    setup: Setup,  # of the session
+    feed: Feed | None = None,  # not started
+) -> None:
+    "Compile what the first rows would compile."
+    rows = empty_depth(2)
+    rows["ts"] = rows["recv"] = setup.sessions[0].open_ts + np.arange(2) * MINUTE
+    rows["bid_px"][:, 0], rows["ask_px"][:, 0], rows["bid_qty"][:, 0], rows["ask_qty"][:, 0] = 100, 101, 1, 1
+    rows["ltp"], rows["ltq"], rows["volume"] = 100, 1, [1, 2]
+    t = Trader(setup)
+    t.handle(Depth(rows))
+    if t.desk is not None: list(t.desk.push(t.desk.closed(setup.sessions[0].open_ts + 3 * MINUTE)))
+    if feed is not None: getattr(feed, "rehearse", bool)()
 
 # %% ../../nbs/trader/12_venues.ipynb #6bad1e6b
 def paced(
