@@ -726,7 +726,7 @@ def _build_run(stamp: str) -> Callable[..., int]:
 run_one = _build_run(KERNEL_STAMP)
 
 # %% ../../nbs/research/11_sweep.ipynb #8d230a06
-def _build_sets(one: Callable[..., int], stamp: str) -> Callable[..., int]:
+def _build_sets(stamp: str) -> Callable[..., int]:
     @njit(cache=True, nogil=True, error_model="numpy")
     def run_sets(now, touch, close, shown, b1, b2, b3, clock, m, row, side, share, depth, other, qty, p,  # type: ignore[no-untyped-def]
                  enter, axis, sets, tick, out, log):
@@ -740,11 +740,11 @@ def _build_sets(one: Callable[..., int], stamp: str) -> Callable[..., int]:
                 p.lower, p.upper, p.depth_multiplier = st.lower, st.upper, st.depth_multiplier
                 mark(row, side, share, depth, other, qty, p, bits)
                 combine(bits, bits, bits, enter, words, layer)
-            room += one(now, touch, close, shown, b1, b2, b3, clock, m, words, layer, st, tick, out[k], log, room, k)
+            room += run_one(now, touch, close, shown, b1, b2, b3, clock, m, words, layer, st, tick, out[k], log, room, k)
         return room
     return run_sets
 
-run_sets = _build_sets(run_one, KERNEL_STAMP)
+run_sets = _build_sets(KERNEL_STAMP)
 
 # %% ../../nbs/research/11_sweep.ipynb #a42d7cee
 AXIS_BYTES = 100_000_000  # most memory for the bits of single values
