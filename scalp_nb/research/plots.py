@@ -362,8 +362,10 @@ def band_figure(
     fig = go.Figure()
     for color, (series, part) in zip(COLORS * (1 + len(frame) // len(COLORS)), frame.groupby("name", sort=False), strict=False):
         x, group = _names(part["x"]), {"offsetgroup": str(series), "legendgroup": str(series)}
-        fig.add_trace(go.Bar(x=x, y=part["high"] - part["low"], base=part["low"], name=f"{series}: chance", marker={"color": color}, opacity=0.3, **group))
-        mark = {"color": color, "size": 9, "symbol": ["circle" if v < level else "circle-open" for v in part["p"]], "line": {"width": 2, "color": color}}
+        width, marker = part["high"] - part["low"], {"color": color}
+        fig.add_trace(go.Bar(x=x, y=width, base=part["low"], name=f"{series}: chance", marker=marker, opacity=0.3, **group))
+        shape = ["circle" if v < level else "circle-open" for v in part["p"]]
+        mark = {"color": color, "size": 9, "symbol": shape, "line": {"width": 2, "color": color}}
         fig.add_trace(go.Scatter(x=x, y=part["value"], name=str(series), mode="markers", marker=mark, customdata=part["p"],
                                  hovertemplate="%{y:+.3f}, p %{customdata:.3f}", **group))
     fig.add_hline(y=0.0, line={"color": GREY, "dash": "dash", "width": 1})
