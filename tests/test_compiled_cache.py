@@ -12,6 +12,7 @@ from numba.core.dispatcher import Dispatcher
 import scalp_nb
 import scalp_nb.feed.synthetic as synthetic
 
+ROOMS = ("feed", "strategy", "risk", "order", "broker", "trader", "research")
 WORK = """
 import sys
 from decimal import Decimal
@@ -34,8 +35,8 @@ for name, module in list(sys.modules.items()):
 
 
 def compiled() -> list[tuple[str, Any]]:
-    "Every compiled function that a module of the package holds."
-    names = [m.name for m in pkgutil.walk_packages(scalp_nb.__path__, "scalp_nb.") if not m.name.endswith(".__main__")]
+    "Every compiled function that a module of the rooms up to research holds."
+    names = [f"scalp_nb.{r}.{m.name}" for r in ROOMS for m in pkgutil.iter_modules([f"{scalp_nb.__path__[0]}/{r}"]) if m.name != "__main__"]
     return [(n, f) for n in names for f in vars(importlib.import_module(n)).values() if isinstance(f, Dispatcher)]
 
 
