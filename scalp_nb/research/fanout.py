@@ -537,8 +537,8 @@ NSE_ROWS, NSE_DAYS = 22_500, 250  # rows a symbol and session at one a second, 9
 @dataclass(frozen=True, slots=True)
 class Rates:
     "What one unit took."
-    read: float          # rows of a file read and checked, a second
-    scan: float          # rows of a file scanned, a second, all pressure definitions
+    read: float          # rows of a file read, checked and sorted by symbol, a second
+    scan: float          # rows of the symbol scanned, a second, all pressure definitions
     run: float           # rows of the symbol times sets, a second
     row_bytes: float     # of a row in the recording on disk
     result_bytes: float  # of a set's result for one session and symbol
@@ -551,10 +551,12 @@ def rates_of(
     clock = time.perf_counter
     a = clock()
     rows = session_rows(replace(unit.session, rows=None))
-    read = clock() - a
-    unit = replace(unit, session=replace(unit.session, rows=rows))
-    run_unit(replace(unit, stop=unit.start + 1))
     from scalp_nb.research import sweep as module
+    module._SORTED.clear()
+    unit = replace(unit, session=replace(unit.session, rows=rows))
+    mine = module.sorted_session(unit.session, unit.model.health)
+    read, own = clock() - a, int((rows["sym"] == unit.session.symbols.index(unit.symbol)).sum())
+    run_unit(replace(unit, stop=unit.start + 1))
     module._KEPT.clear()
     b = clock()
     tape = unit_tape(unit)
@@ -563,8 +565,8 @@ def rates_of(
     d = clock()
     buffer = io.BytesIO()
     frame.to_parquet(buffer, compression="zstd", index=False)
-    return Rates(len(rows) / read, len(rows) / (c - b), len(tape.now) * len(frame) / (d - c), os.path.getsize(unit.session.path) / len(rows),
-                 buffer.tell() / len(frame), rows.itemsize), len(rows)
+    return Rates(len(rows) / read, own / (c - b), len(tape.now) * len(frame) / (d - c), os.path.getsize(unit.session.path) / len(rows),
+                 buffer.tell() / len(frame), rows.itemsize + mine.order.itemsize + mine.now.itemsize), len(rows)
 
 # %% ../../nbs/research/31_fanout.ipynb #b4a6ef58
 @dataclass(frozen=True, slots=True)
@@ -597,7 +599,7 @@ def cost_of(
     for name, value in given.items():
         if not value > 0: raise ResearchError(name, value, "above 0")
     file, total = symbols * rows_day, sessions * symbols * rows_day
-    return Cost(sessions, symbols, sets, round(total), total * min(readers, symbols) / rates.read, sessions * symbols * file / rates.scan,
+    return Cost(sessions, symbols, sets, round(total), total * min(readers, symbols) / rates.read, total / rates.scan,
                 total * sets / rates.run, total * rates.row_bytes, float(sessions * symbols * sets * rates.result_bytes), file * rates.memory_bytes)
 
 # %% ../../nbs/research/31_fanout.ipynb #29cc1cd6
