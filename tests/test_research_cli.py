@@ -233,3 +233,30 @@ def test_real_recordings(here: Path) -> None:
     assert r.exit_code == 0 and "Best 2 of 2 sets" in r.stdout
     refused("sweep", frog, "--set", "pressure=whole_book", "--out", "s", "--workers", 0, says="whole-book totals of FROG in session 2025-04-03")
     refused("validate", "r", says="sessions: got 1; allowed: at least 40")
+
+
+# ---- strategies on bars --------------------------------------------------------------------------------------------------------------
+
+def minutes(path: Path, days: int = 3) -> Path:
+    from scalp_nb.research.barsweep import walk_bars
+    bars, _ = walk_bars(1, days, reversion=0.4)
+    pd.DataFrame({"timestamp": pd.to_datetime(bars["ts"], utc=True), "symbol": "W0", **{f: bars[f] for f in ("open", "high", "low", "close", "volume")}}
+                 ).to_parquet(path)
+    return path
+
+
+def test_a_strategy_on_bars_is_swept_and_told_in_the_same_table(here: Path) -> None:
+    bars = minutes(here / "bars.parquet")
+    run = ("sweep", bars, "--strategy", "sma_crossover", "--venue", "US", "--set", "fast_period=5,10", "--set", "slow_period=20:30:10", "--workers", 0)
+    r = scalp(*run, "--out", "r", "--cost-bps", 1)
+    assert r.exit_code == 0 and "sma_crossover: 3 sessions x 1 symbol x 4 sets in r" in r.stdout and "Best 4 of 4 sets" in r.stdout, r.output
+    head = next(x for x in r.stdout.splitlines() if x.strip().startswith("set "))
+    assert head.split()[:4] == ["set", "fast_period", "slow_period", "trades"]
+    assert TrialLog("trials.jsonl").count("sma_crossover") == 4
+    refused(*run, "--out", "r", says="continue it with --resume")
+    refused(*run, "--out", "s", "--estimate", says="--estimate")
+    refused(*run, "--out", "s", "--set", "fats=1", says="fats")
+    refused("sweep", bars, "--strategy", "sma_crosover", "--venue", "US", "--out", "s", says="did you mean sma_crossover")
+    refused("sweep", bars, "--strategy", "sma_crossover", "--out", "s", says="--venue")
+    refused("sweep", bars, "--venue", "US", "--out", "s", says="with --strategy only")
+    assert not Path("s").exists()
