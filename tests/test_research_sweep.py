@@ -282,6 +282,22 @@ def book(rng: np.random.Generator, n: int, signal: np.ndarray) -> Rows:
     return rows
 
 
+@pytest.mark.parametrize("side", [1, -1])
+def test_the_row_of_the_fill_does_not_close_it(side):
+    """The far side jumps through the stop on the very row the order meets and is back on the next: exits are judged from the row after."""
+    rows = book(np.random.default_rng(1), 12, np.where(np.arange(12) == 3, side, 0))
+    rows["bid_px"][:, 0], rows["ask_px"][:, 0] = 100.0, 100.05
+    far, near = ("bid_px", "ask_px") if side > 0 else ("ask_px", "bid_px")
+    rows[far][4, 0] -= side * 0.5
+    rows["bid_px"][7:, 0] += side
+    rows["ask_px"][7:, 0] += side
+    model = FillModel(rule=PressureParams(warmup_rows=1, rest_s=0.0, max_spread_bps=500.0), latency_rows=1, tick=0.05)
+    space = sweep_space(stop_pct=0.002, target_pct=0.005)
+    t = trades_of(tape_of("d", "A", 0, [rows], space, model), sets_frame(space, cell_numbers(space)), model)
+    assert [tuple(x) for x in t[["side", "signal_row", "entry_row", "exit_row", "reason"]].itertuples(index=False)] == [(side, 3, 4, 8, "target")]
+    assert t["entry"].item() == pytest.approx(rows[near][4, 0]) and t["exit"].item() == pytest.approx(rows[far][8, 0])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("latency", [0, 1])
 def test_equals_vectorbt_where_both_can_express_it(latency):
