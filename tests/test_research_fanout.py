@@ -210,6 +210,31 @@ def test_a_recording_replaced_while_it_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ResearchError, match="the file changed since the sweep was set up"): fan_out(j, tmp_path / "r", workers=0)
 
 
+# ---- bars ----------------------------------------------------------------------------------------------------------------------------
+
+def test_a_sweep_over_bars_with_a_users_rule_is_the_same_on_0_1_and_2_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "A strategy named module:OBJECT is imported by the workers; its file is part of what a run is continued as."
+    from scalp_nb.research import barsweep as b
+    (tmp_path / "fanned.py").write_text("from dataclasses import replace\nfrom scalp_nb.strategy.sma import SMA_CROSSOVER\n"
+                                        "MINE = replace(SMA_CROSSOVER, name='fanned_sma')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    bars, universe = b.walk_bars(2, 3)
+    rec, space = b.bar_recording("walk", bars, universe), b.bar_space("fanned:MINE", {"fast_period": [5, 10], "slow_period": [20, 30]})
+    log = {n: TrialLog(tmp_path / f"log{n}") for n in (0, 1, 2, 9)}
+    for n in (0, 1, 2): fan_out(fanout.bar_job([rec], space, log[n], chunk=3), tmp_path / str(n), workers=n)
+    assert contents(tmp_path / "0") == contents(tmp_path / "1") == contents(tmp_path / "2")
+    got = pd.concat(frames(open_results(tmp_path / "2")), ignore_index=True)
+    want = pd.concat(b.bar_sweep([rec], space, log[9], chunk=3), ignore_index=True)
+    pd.testing.assert_frame_equal(got, want, check_exact=True)
+    assert got["trades"].sum() > 20
+    assert [sorted((t.data, t.ids) for t in log[n].trials()) for n in (0, 1, 2)] == [sorted((t.data, t.ids) for t in log[9].trials())] * 3
+    (tmp_path / "fanned.py").write_text((tmp_path / "fanned.py").read_text() + "# changed\n")
+    fanout._sources.cache_clear()
+    with pytest.raises(ResearchError, match="changed since it was started: got 'code"):
+        fan_out(fanout.bar_job([rec], space, log[0], chunk=3), tmp_path / "0", resume=True, workers=0)
+
+
 # ---- a real scheduler ----------------------------------------------------------------------------------------------------------------
 
 def test_a_scheduler_elsewhere_with_one_worker_does_the_same_work_and_other_code_is_refused(days: list[Session], tmp_path: Path) -> None:

@@ -167,9 +167,11 @@ def drained(
 def last_look(
     runner: Runner,  # at its end
 ) -> dict[str, Any]:  # data of `run:end`, JSON-able
-    "Compare with the broker's books once more, then how the run ended."
-    t, h = runner.trader, runner.halted
-    if t.reconciled: runner.send(Reconciled(t.now, runner.broker.state(t.now)))
-    flat = not t.book.open_syms() and not t.orders.working()
-    return {"ok": bool(h and h.ok) and flat and not t.differed, "flat": flat, "reason": h.reason if h else "no halt", "rows": t.cursor,
-            "equity": str(equity(t)), "differences": sorted(t.differed), "start_equity": str(t.start_equity)}
+    "Compare with the broker's books once more, then how the run ended; not well where the broker could not be asked."
+    t, unseen = runner.trader, ""
+    try:
+        if t.reconciled: runner.send(Reconciled(t.now, runner.broker.state(t.now)))
+    except BrokerError as e: unseen = f"; the broker's books could not be compared at the end: {e}"
+    h, flat = runner.halted, not t.book.open_syms() and not t.orders.working()
+    return {"ok": bool(h and h.ok) and flat and not t.differed and not unseen, "flat": flat, "reason": (h.reason if h else "no halt") + unseen,
+            "rows": t.cursor, "equity": str(equity(t)), "differences": sorted(t.differed), "start_equity": str(t.start_equity)}
