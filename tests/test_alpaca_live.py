@@ -77,7 +77,7 @@ def shipped(tmp_path: Path, tape: Any, speed: float, seconds: float, **over: Any
 def told(nb: nbformat.NotebookNode) -> str:
     "Everything the notebook printed as text."
     outputs = [o for c in nb.cells if c.cell_type == "code" for o in c.outputs]
-    return "\n".join(str(o.get("text", "")) + str(o.get("data", {}).get("text/html", "")) + str(o.get("data", {}).get("text/markdown", "")) for o in outputs)
+    return "\n".join(str(o.get("text", "")) + str(o.get("data", "")) for o in outputs)
 
 
 def ended_by_stop_and_target(run_dir: Path) -> None:
@@ -93,7 +93,8 @@ def test_the_shipped_configuration_on_generated_bars(tmp_path):
     ender = threading.Thread(target=ended_by_stop_and_target, args=(tmp_path / "run",))
     ender.start()
     run_dir, nb, _ = shipped(tmp_path, tape, 100.0, 170 * 60, symbols=list(tape.universe.symbols), exits={"stop_pct": 0.0006, "target_pct": 0.0008},
-                             strategy={"params": {"fast_period": 5, "slow_period": 15}}, risk={"max_consecutive_losses": 100, "max_trades_per_day": 100})
+                             strategy={"params": {"fast_period": 5, "slow_period": 15}},
+                             risk={"max_consecutive_losses": 100, "max_trades_per_day": 100})
     ender.join()
     end, run = of_kind(run_dir, "run:end", account="paper")[0], load_run(run_dir)
     assert end["ok"] and end["flat"] and end["differences"] == []
@@ -256,7 +257,7 @@ def test_real_money_is_asked_for_in_every_way_or_refused(tmp_path, capfd, monkey
 
 
 def test_an_order_still_on_its_way_out_is_not_called_absent(tmp_path):
-    """Found in a rehearsal: the market clock, asked before the order is sent, was slow; the look-up overtook the order and told that there is none."""
+    """Found in a rehearsal: the market clock, asked before an order is sent, was slow; the look-up overtook the order and found none."""
     tape = market(n=2, minutes=2)
     script = read_script([{"fault": "http_slow", "match": "GET /v2/clock", "at": 2.0, "times": 1, "args": {"seconds": 1.5}}])
     with venue(tape, 1.0, script=script) as server:
