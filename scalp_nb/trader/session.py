@@ -252,7 +252,7 @@ def connect(
 ) -> tuple[BarRow, ...]:  # closed bars that settle the strategy
     "Start the feed, listen to the broker beside it, and get history."
     v, broker = run.venue, run.runner.broker
-    if v.feed is not None: rehearse(setup, v.feed)
+    rehearse(setup, v.feed)
     feed, pace = (v.feed, v.pace) if v.feed and v.pace else paced(run.cfg, v.market, seen)
     auditor = Auditor(broker, int(run.cfg.session.reconcile_s * 1e9), lambda: run.runner.moves)
     run.line = Line(feed, pace, new_recorder(run.dir, v.market.universe, feed.name), auditor)
