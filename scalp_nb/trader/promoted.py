@@ -262,7 +262,7 @@ def plan_parameters(
     plan: BarPlan,  # what was proved
 ) -> dict[str, Any]:  # dotted name in the run's configuration -> JSON-able value: the parameters of a promoted file
     "A plan as it is promoted, under its strategy's name `plan.name`."
-    std = BarPlan.model_construct().model_dump(mode="json")
+    std = BarPlan.model_construct(name="").model_dump(mode="json")
     rest = {k: v for k, v in plan.model_dump(mode="json", exclude={"name", "params", "members"}).items() if v != std[k]}
     full = [p.model_dump(mode="json") for _, p in legs(plan)]
     if not plan.members: return {f"strategy.{k}": v for k, v in flat({"params": full[0]} | rest)}
