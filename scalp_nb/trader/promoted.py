@@ -190,7 +190,7 @@ class Promoted(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     format: Literal[1]
     strategy: str = Field(min_length=1)
-    parameters: dict[str, JsonValue] = Field(min_length=1)  # dotted name in the run's configuration -> value
+    parameters: dict[str, str | int | float | bool | None | list[JsonValue]] = Field(min_length=1)  # dotted name in the run's configuration -> value
     data: dict[str, str] = Field(min_length=1)   # recording -> SHA-256 of its content
     sessions: list[date] = Field(min_length=1)
     trials: int = Field(ge=1)
