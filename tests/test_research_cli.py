@@ -221,7 +221,7 @@ def test_as_a_process(here: Path) -> None:
     def run(*args: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-c", "from scalp_nb.cli import main; main()", *args], cwd=here, capture_output=True, text=True,
                               env={**os.environ, "PYTHONPATH": ROOT}, check=False)
-    r = run("sweep", str(good), "--set", "lower=0.6,0.7", "--out", "r", "--workers", "1")
+    r = run("sweep", str(good), "--set", "lower=0.6,0.7", "--out", "r", "--workers", "0")
     assert r.returncode == 0 and r.stderr == "" and "Best 2 of 2 sets" in r.stdout, r.stderr
     r = run("sweep", str(good), "--set", "lower=0.9", "--set", "upper=0.8", "--out", "s")
     assert r.returncode == 2 and r.stdout == "" and r.stderr.count("\n") == 1
@@ -240,16 +240,18 @@ def test_real_recordings(here: Path) -> None:
 def minutes(path: Path, days: int = 3) -> Path:
     from scalp_nb.research.barsweep import walk_bars
     bars, _ = walk_bars(1, days, reversion=0.4)
-    pd.DataFrame({"timestamp": pd.to_datetime(bars["ts"], utc=True), "symbol": "W0", **{f: bars[f] for f in ("open", "high", "low", "close", "volume")}}
-                 ).to_parquet(path)
+    columns = {f: bars[f] for f in ("open", "high", "low", "close", "volume")}
+    pd.DataFrame({"timestamp": pd.to_datetime(bars["ts"], utc=True), "symbol": "W0", **columns}).to_parquet(path)
     return path
 
 
 def test_a_strategy_on_bars_is_swept_and_told_in_the_same_table(here: Path) -> None:
     bars = minutes(here / "bars.parquet")
-    run = ("sweep", bars, "--strategy", "sma_crossover", "--venue", "US", "--set", "fast_period=5,10", "--set", "slow_period=20:30:10", "--workers", 0)
+    grid = ("--set", "fast_period=5,10", "--set", "slow_period=20:30:10")
+    run = ("sweep", bars, "--strategy", "sma_crossover", "--venue", "US", *grid, "--workers", 0)
     r = scalp(*run, "--out", "r", "--cost-bps", 1)
-    assert r.exit_code == 0 and "sma_crossover: 3 sessions x 1 symbol x 4 sets in r" in r.stdout and "Best 4 of 4 sets" in r.stdout, r.output
+    assert r.exit_code == 0, r.output
+    assert "sma_crossover: 3 sessions x 1 symbol x 4 sets in r" in r.stdout and "Best 4 of 4 sets" in r.stdout
     head = next(x for x in r.stdout.splitlines() if x.strip().startswith("set "))
     assert head.split()[:4] == ["set", "fast_period", "slow_period", "trades"]
     assert TrialLog("trials.jsonl").count("sma_crossover") == 4

@@ -95,7 +95,8 @@ def scanned(rows: Rows, which: int, n_symbols: int, model: FillModel, space: Swe
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(50, 900), st.sampled_from([1, 3]), st.sampled_from([0, 7_200]), st.data())
-def test_a_tape_is_what_a_walk_over_the_rows_of_all_symbols_gives(seed: int, symbols: int, n: int, levels_: int, late: int, data: st.DataObject) -> None:
+def test_a_tape_is_what_a_walk_over_the_rows_of_all_symbols_gives(seed: int, symbols: int, n: int, levels_: int, late: int,
+                                                                  data: st.DataObject) -> None:
     "Silences of the connection, clocks that step back, rows cut into blocks anywhere: not one bit differs."
     rng = np.random.default_rng(seed)
     rows = random_tape(rng, n, symbols, START)

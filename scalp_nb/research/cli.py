@@ -354,7 +354,7 @@ def bar_text(
     few = [f"{_of(days, 'session')}: no Sharpe ratio worth the name."] if days < 20 else []
     return "\n".join([
         f"{note['strategy']}: {counts} in {results.folder}",
-        f"Assumed: {model.cost_bps:g} bps of costs a side, half a spread of {model.half_spread_bps:g} bps, fills {filled}, flat at the session's end.",
+        f"Assumed: {model.cost_bps:g} bps of costs a side, half a spread of {model.half_spread_bps:g} bps, fills {filled}, flat at the end.",
         "net bps: all sessions and symbols added up, basis points of one lot's value. cost: of a round trip beyond the spread, bps.",
         "All figures are in-sample: the best of many sets looks good by luck.",
         f"Trials ever counted for strategy {note['strategy']} in {log.path.name}: {log.count(note['strategy']):,}", *few, "",

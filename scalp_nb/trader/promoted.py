@@ -190,7 +190,7 @@ class Promoted(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     format: Literal[1]
     strategy: str = Field(min_length=1)
-    parameters: dict[str, JsonValue] = Field(min_length=1)  # dotted name in the run's configuration -> value
+    parameters: dict[str, str | int | float | bool | None | list[JsonValue]] = Field(min_length=1)  # dotted name in the run's configuration -> value
     data: dict[str, str] = Field(min_length=1)   # recording -> SHA-256 of its content
     sessions: list[date] = Field(min_length=1)
     trials: int = Field(ge=1)
@@ -262,7 +262,7 @@ def plan_parameters(
     plan: BarPlan,  # what was proved
 ) -> dict[str, Any]:  # dotted name in the run's configuration -> JSON-able value: the parameters of a promoted file
     "A plan as it is promoted, under its strategy's name `plan.name`."
-    std = BarPlan.model_construct().model_dump(mode="json")
+    std = BarPlan.model_construct(name="").model_dump(mode="json")
     rest = {k: v for k, v in plan.model_dump(mode="json", exclude={"name", "params", "members"}).items() if v != std[k]}
     full = [p.model_dump(mode="json") for _, p in legs(plan)]
     if not plan.members: return {f"strategy.{k}": v for k, v in flat({"params": full[0]} | rest)}

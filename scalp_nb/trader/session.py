@@ -398,8 +398,7 @@ def finish(run: Run) -> int:
 
 # %% ../../nbs/trader/13_session.ipynb #8bd8004a
 EXIT_OK, EXIT_NOT_FLAT, EXIT_CONFIG, EXIT_REFUSED, EXIT_FAILED = 0, 1, 2, 3, 4
-EXITS = {EXIT_OK: "finished flat", EXIT_NOT_FLAT: "ended with open positions or orders, or unsure of them",
-         EXIT_CONFIG: "configuration or data refused",
+EXITS = {EXIT_OK: "finished flat", EXIT_NOT_FLAT: "ended with open positions or orders, or unsure", EXIT_CONFIG: "configuration or data refused",
          EXIT_REFUSED: "refused to trade: the books differ from the broker's", EXIT_FAILED: "failed"}
 
 def run_session(
