@@ -324,6 +324,17 @@ class AlpacaBroker:
         "Alpaca's trading days."
         return list(_get(self, "/calendar", {"start": start, "end": end}, what="calendar"))
 
+    def asset(
+        self,
+        symbol: str,  # as Alpaca writes it
+    ) -> Asset | None:  # None: Alpaca does not know it
+        "What may be done with a symbol; raises BrokerError when Alpaca does not say."
+        a = _repeat(self, "get", f"/assets/{symbol.replace('/', '%2F')}")
+        if a.status == 404: return None
+        if not a.ok or not isinstance(a.body, dict): raise BrokerError(f"asset {symbol} from Alpaca", f"{a.status or 'no answer'} {a.text[:80]}")
+        self._assets[symbol] = read_asset(a.body)
+        return self._assets[symbol]
+
     def activities(self, after: int) -> list[FillActivity]: return executions(self, after)
 
 # %% ../../nbs/broker/03_alpaca.ipynb #f5e10119

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ import numpy as np
 import yaml
 
 from ..feed.errors import ConfigError, ScalpError
+from ..feed.instrument import Universe
 from ..feed.quality import QualitySummary, SymbolQuality, quality
 from ..strategy.barplan import BarPlan, label
 from ..strategy.pressure import PressureParams
@@ -39,6 +40,8 @@ from ..trader.replay import account_of
 from ..trader.report import RunData, assumptions, load_run, px_text, status
 from ..trader.session import EXITS
 from ..trader.setup import Market, RunConfig, load_market, refuse_live, setup_for
+from ..trader.streaming import recorded_rows
+from ..trader.venues import Opened, clock_skew, feed_config, open_venue, read_clock, refuse_untradable, shut
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,12 +49,13 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['SECTIONS', 'SHIPPED', 'LEAST_BYTES', 'POLL_S', 'LiveParameters', 'assigned', 'injected', 'refuse_unknown',
-           'strict_parameters', 'folders', 'found_path', 'top_folder', 'chosen_run_dir', 'Plan', 'data_of', 'overrides',
-           'plan_run', 'changes', 'echo', 'Check', 'PreflightFailed', 'attempt', 'Preflight', 'preflight',
-           'quality_line', 'promotion_for', 'promotion_table', 'gate_table', 'Outcome', 'SessionFailed', 'tail',
-           'status_line', 'StatusLine', 'write_config', 'stop_handlers', 'picture', 'hold', 'outcome_table',
-           'report_of', 'require_ok', 'resolved', 'rule_figure', 'summary', 'share_text', 'clipped', 'local_times',
-           'trips_table', 'orders_table', 'assumed_table', 'neat', 'plain', 'quality_table']
+           'strict_parameters', 'folders', 'found_path', 'top_folder', 'chosen_run_dir', 'Plan', 'data_of', 'section',
+           'source_of', 'overrides', 'plan_run', 'changes', 'echo', 'Check', 'PreflightFailed', 'attempt', 'Preflight',
+           'preflight', 'quality_line', 'preflight_far', 'venue_checks', 'seen_market', 'promotion_for',
+           'promotion_table', 'gate_table', 'Outcome', 'SessionFailed', 'tail', 'status_line', 'StatusLine',
+           'write_config', 'stop_handlers', 'picture', 'hold', 'outcome_table', 'report_of', 'require_ok', 'resolved',
+           'rule_figure', 'summary', 'share_text', 'clipped', 'local_times', 'trips_table', 'orders_table',
+           'assumed_table', 'neat', 'plain', 'quality_table']
 
 # %% ../../nbs/live/01_notebook.ipynb #0ce5f557
 class LiveParameters(Section):
@@ -69,7 +73,8 @@ class LiveParameters(Section):
     exits: dict[str, Any] = {}
     health: dict[str, Any] = {}
     paper: dict[str, Any] = {}
-    venue: dict[str, Any] = {}
+    venue: str | dict[str, Any] = {}      # a name, such as alpaca_practice, or values of the section
+    until: str = ""                       # when the session ends, with its offset from UTC; "" = at the market's close
     session: dict[str, Any] = {}
     live_money: bool = False
     live_confirm: str = ""
@@ -158,11 +163,24 @@ def data_of(p: LiveParameters, base: RunConfig) -> tuple[str, str]:
     if base.data.recording: return str(base.data.recording), p.universe or str(base.data.universe or "")
     return SHIPPED[0], p.universe or SHIPPED[1]
 
+def section(p: LiveParameters, name: str) -> dict[str, Any]:
+    "Values of a section; a venue may be given by its name alone."
+    value = getattr(p, name)
+    return {"broker": value} if isinstance(value, str) else dict(value)
+
+def source_of(p: LiveParameters, here: Path, base: RunConfig) -> dict[str, Any]:
+    "Where the market comes from: a recording, or the venue, which has its own."
+    broker = section(p, "venue").get("broker", base.venue.broker)
+    if broker == "paper": recording, universe = data_of(p, base)
+    elif p.recording: raise ConfigError("recording", p.recording, f"none with venue {broker}: its market is live", "leave the recording out")
+    else: recording, universe = "", p.universe or str(base.data.universe or "")
+    return {"data.recording": str(found_path(recording, here)) if recording else None,
+            "data.universe": str(found_path(universe, here)) if universe else None}
+
 def overrides(p: LiveParameters, here: Path, base: RunConfig) -> dict[str, Any]:
     "The notebook's parameters as values of a RunConfig."
-    recording, universe = data_of(p, base)
-    out: dict[str, Any] = {s: dict(getattr(p, s)) for s in SECTIONS if getattr(p, s)}
-    out["data.recording"], out["data.universe"] = str(found_path(recording, here)), str(found_path(universe, here)) if universe else None
+    out: dict[str, Any] = {s: section(p, s) for s in SECTIONS if getattr(p, s)} | source_of(p, here, base)
+    if p.until: out["data.end"] = p.until
     if p.promoted or base.promoted: out["promoted"] = str(found_path(p.promoted or str(base.promoted), here))
     if p.symbols: out["data.symbols"] = list(p.symbols)
     if p.speed is not None: out["data.speed"] = p.speed
@@ -202,7 +220,7 @@ def echo(
     import pandas as pd
     prov = provenance(plan.cfg, plan.cfg.data.recording)
     rows = {"run folder": str(plan.run_dir), "configuration": plan.source, "package": f"scalp_nb {prov['package'] or '(not installed)'}",
-            "code": _code(prov), "python": prov["python"], "data hash": prov["data_hash"], "parameter hash": prov["config_hash"]}
+            "code": _code(prov), "python": prov["python"], "data hash": prov["data_hash"] or "none: the market is live", "parameter hash": prov["config_hash"]}
     rows |= {f"changed: {k}": v for k, v in changes(plan.cfg).items()}
     return pd.DataFrame({"value": rows})
 
@@ -255,7 +273,7 @@ def _folder(plan: Plan) -> str:
 
 def _live(cfg: RunConfig) -> str:
     refuse_live(cfg)
-    return "off: paper venue"
+    return "ON: orders of this run cost money" if cfg.venue.broker == "alpaca_live" else f"off: {cfg.venue.broker} venue"
 
 # %% ../../nbs/live/01_notebook.ipynb #3336ad16
 @dataclass(frozen=True, slots=True)
@@ -282,6 +300,7 @@ def preflight(
     plan: Plan,
 ) -> Preflight:
     "Look before leaping."
+    if plan.cfg.venue.far: return preflight_far(plan)
     seen: list[Market] = []
     def recording() -> str:
         m = load_market(plan.cfg)
@@ -293,10 +312,17 @@ def preflight(
             attempt("real money", lambda: _live(plan.cfg))]  # refuses a set that real money may not be traded with
     if not seen: return Preflight((first, *rest), None, None)
     q = quality(seen[0].rows, seen[0].universe)
-    data = [attempt("promoted set", lambda: record_text(record(promotion_of(plan.cfg.promoted, plan.cfg, seen[0].day)))),
-            attempt("quality", lambda: quality_line(q)), attempt("rules, fees, calendar", lambda: _dated(plan.cfg, seen[0])),
-            attempt("capabilities", lambda: setup_for(plan.cfg, seen[0])[1] or "everything the strategy needs is there")]
-    return Preflight((first, *data, *rest), seen[0], q)
+    return Preflight((first, *_fits(plan, seen[0], q), *rest), seen[0], q)
+
+def _fits(plan: Plan, market: Market, q: QualitySummary) -> list[Check]:
+    "What the recording is like, and whether rules and strategy go with it."
+    return [*_dated_checks(plan, market)[:1], attempt("quality", lambda: quality_line(q)), *_dated_checks(plan, market)[1:]]
+
+def _dated_checks(plan: Plan, market: Market) -> list[Check]:
+    cfg = plan.cfg
+    return [attempt("promoted set", lambda: record_text(record(promotion_of(cfg.promoted, cfg, market.day)))),
+            attempt("rules, fees, calendar", lambda: _dated(cfg, market)),
+            attempt("capabilities", lambda: setup_for(cfg, market)[1] or "everything the strategy needs is there")]
 
 def quality_line(q: QualitySummary) -> str:
     "A recording's quality in one line."
@@ -311,6 +337,69 @@ def _dated(cfg: RunConfig, market: Market) -> str:
     hours = " to ".join(f"{datetime.fromtimestamp(t / 1e9, UTC):%H:%M}" for t in (ses.open_ts, ses.continuous_close_ts))
     lent = "" if used == market.day else f", lent to {market.day}"
     return f"{cfg.venue.terms} rules and fees of {used}{lent}; continuous trading {hours} UTC"
+
+# %% ../../nbs/live/01_notebook.ipynb #2de6a751
+def preflight_far(
+    plan: Plan,  # with a venue that is not paper
+) -> Preflight:
+    "Look before leaping, at a venue."
+    from scalp_nb.broker.alpaca import base_url
+    cfg, opened = plan.cfg, list[Opened]()
+    first = [attempt("real money", lambda: _live(cfg)), attempt("run folder", lambda: _folder(plan)),
+             attempt("disk space", lambda: _disk(plan.run_dir)), attempt("account", lambda: _account(cfg, plan.run_dir))]
+    def keys() -> str:
+        opened.append(open_venue(cfg))
+        return f"{base_url(opened[0].broker.cfg)} accepts the keys" if opened[0].broker else ""
+    if not first[0].ok: return Preflight(tuple(first), None, None)
+    first.append(attempt("keys, address, market", keys))
+    if not opened: return Preflight(tuple(first), None, None)
+    try: return Preflight((*first, *venue_checks(cfg, opened[0]), *_dated_checks(plan, opened[0].market)), opened[0].market, None)
+    finally: shut(opened[0])
+
+def venue_checks(
+    cfg: RunConfig,
+    v: Opened,  # from `open_venue`
+) -> list[Check]:
+    "What an Alpaca venue says about account, time and symbols."
+    b, pace = v.broker, v.pace
+    assert b is not None and pace is not None and v.assets is not None
+    assets, uni = v.assets, v.market.universe
+    return [attempt("venue's account", lambda: _money(b, pace.now())), attempt("venue's clock", lambda: _venue_time(cfg, b, pace)),
+            attempt("tradable", lambda: refuse_untradable(assets) or f"all {len(uni)} symbols"),
+            attempt("sold short", lambda: _shorts(cfg, uni)), attempt("streamed", lambda: _streamed(cfg, uni))]
+
+# %% ../../nbs/live/01_notebook.ipynb #612dd2ed
+def _money(b: Any, now: int) -> str:
+    b.connect(now)
+    s = b.state(now)
+    held = f"{len(s.positions)} positions and {len(s.orders)} open orders there" if s.positions or s.orders else "flat"
+    return f"equity {s.account.equity:,.2f}, buying power {s.account.buying_power:,.2f}, {held}; order updates are up"
+
+def _venue_time(cfg: RunConfig, b: Any, pace: Any) -> str:
+    r = read_clock(b)
+    if cfg.venue.broker == "alpaca_practice": apart = f"practice time, {pace.speed:g} times as fast as ours"
+    else: apart = f"ours differs by {clock_skew(r) * 1000:+.0f} ms"
+    at = f"{datetime.fromtimestamp(r.ts / 1e9, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return f"{at}, {apart}; " + ("the market is open" if r.is_open else f"the market is closed, next open {r.next_open}")
+
+def _shorts(cfg: RunConfig, uni: Universe) -> str:
+    no = [i.symbol for i in uni.instruments if not i.shortable]
+    if not cfg.strategy.allow_short: return "not asked for: the strategy is long only"
+    return f"{', '.join(no)} cannot be: long only there" if no else f"all {len(uni)} symbols can be"
+
+def _streamed(cfg: RunConfig, uni: Universe) -> str:
+    from scalp_nb.feed.alpaca import limit_of
+    feed = feed_config(cfg.venue, None)
+    most = limit_of(feed)
+    if not most or len(uni) <= most: return f"all {len(uni)} symbols by {feed.source}"
+    return f"{most} of {len(uni)} by {feed.source}; {', '.join(uni.symbols[most:])} by request, once a minute"
+
+def seen_market(
+    plan: Plan,
+    market: Market,  # of the pre-flight
+) -> Market:  # with the rows a live session has recorded
+    "The market as the session saw it."
+    return replace(market, rows=recorded_rows(plan.run_dir)) if plan.cfg.venue.far else market
 
 # %% ../../nbs/live/01_notebook.ipynb #4f27a092
 def promotion_for(plan: Plan, market: Market) -> Promotion | None:

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['ReplayResult', 'said', 'drain_rows', 'handled', 'Incarnation', 'incarnations', 'relive', 'differs', 'replay_run',
-           'config_of', 'account_of', 'first_difference']
+           'market_again', 'config_of', 'account_of', 'first_difference']
 
 # %% ../../nbs/trader/14_replay.ipynb #c78b5c6d
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from datetime import date
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import orjson
 
 from ..feed.depth import Rows
 from ..feed.errors import DataError, ScalpError
+from ..feed.instrument import Capabilities
+from ..feed.recorder import read_recording
 from .config import load_config
 from .core import Trader
 from .events import Clock, Command, Depth, Event, Note, Started
@@ -24,7 +27,7 @@ from .journal import Record, encode, payload
 from .session import preload
 from .setup import Market, RunConfig, load_market, setup_for
 from .store import Store
-from .streaming import recorded_rows
+from .streaming import recorded_rows, recordings
 
 # %% ../../nbs/trader/14_replay.ipynb #261c2c21
 @dataclass(frozen=True, slots=True)
@@ -118,9 +121,7 @@ def replay_run(
     lives = list(incarnations(store.records()))
     begin = next(store.records())
     info = payload(begin)
-    market = load_market(config_of(lives[0], recording))
-    if info["config"]["venue"].get("feed", "recording") != "recording":   # live: what it saw is in its own folder
-        market = replace(market, rows=recorded_rows(run_dir), content="")
+    market = market_again(run_dir, info, config_of(lives[0], recording))
     if market.content != info["content"]:
         raise DataError("content of the recording", market.content[:12], info["content"][:12], "name the recording the run was made on")
     said_all = events = 0
@@ -129,6 +130,18 @@ def replay_run(
         said_all, events = said_all + len(life.said), events + len(life.events)
         if words: return ReplayResult(said_all, events, words, seq)
     return ReplayResult(said_all, events, "")
+
+def market_again(
+    run_dir: Path,  # folder of a run
+    info: dict[str, Any],  # its first record
+    cfg: RunConfig,  # its configuration
+) -> Market:
+    "The data a run was made on; a live one has what it saw in its own folder."
+    if cfg.venue.far:
+        universe = read_recording(recordings(run_dir)[0]).universe
+        return Market(recorded_rows(run_dir), universe, Capabilities(**info["capabilities"]), date.fromisoformat(info["day"]), "")
+    market = load_market(cfg)
+    return market if cfg.venue.feed == "recording" else replace(market, rows=recorded_rows(run_dir), content="")
 
 def config_of(
     life: Incarnation,  # one life of a session

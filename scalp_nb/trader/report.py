@@ -30,7 +30,7 @@ if TYPE_CHECKING: import pandas as pd
 
 # %% auto #0
 __all__ = ['COLUMNS', 'TIMES', 'MONEY', 'SIDES', 'PERIOD_S', 'MIN_PERIODS', 'MIN_SESSIONS', 'SESSIONS_A_YEAR', 'SESSION_S',
-           'TARGETS', 'CURRENCY', 'PERCENT', 'SMALL', 'LABELS', 'Life', 'RunData', 'frame', 'each', 'order_rows',
+           'TARGETS', 'CURRENCY', 'FAR', 'PERCENT', 'SMALL', 'LABELS', 'Life', 'RunData', 'frame', 'each', 'order_rows',
            'lives_of', 'repeats_of', 'positions_of', 'store_of', 'load_run', 'run_of', 'tables_of', 'Figures', 'ratio',
            'total', 'put_trades', 'aimed', 'put_costs', 'sharpe', 'sampled', 'put_sharpe', 'drawdown', 'held',
            'put_risk', 'put_odds', 'kpis', 'refusals_by_reason', 'entries_off', 'why_few', 'on_bars',
@@ -492,17 +492,25 @@ def assumptions(
     if not cfg: return {"all": "unknown: the journal has no run:begin"}
     terms, paper, day = cfg["venue"]["terms"], cfg["paper"], cfg["session"]["rules_date"] or run.begin["day"]
     return {
-        "fills": f"paper exchange on recorded depth, terms of {terms}: marketable orders walk the displayed levels, resting orders queue behind the "
-                 "displayed quantity; own orders do not move the market",
-        "latency": latency_text(paper),
+        **_fills(cfg["venue"], paper),
         "fees": f"{terms}, plan {cfg['venue']['plan'] or 'standard'}, schedule of {day}",
         "rules": f"{terms}, dated {day}" + (f" (the data are of {run.begin['day']})" if day != run.begin["day"] else ""),
-        "currency": CURRENCY.get(terms, "unknown"), "data": str(cfg["data"]["recording"]), "data_day": run.begin["day"],
+        "currency": CURRENCY.get(terms, "unknown"), "data": str(cfg["data"]["recording"] or "the venue's stream, recorded in the run's folder"), "data_day": run.begin["day"],
         "data_hash": prov.get("data_hash"),
         "rows_hash": run.begin.get("content"), **_rule(run),
         "parameter_hash": prov.get("config_hash"), "code": _code(prov),
         "promoted_set": record_text(run.begin.get("promoted")),
         "parameter_sets_tried": (run.begin.get("promoted") or {}).get("trials", "unknown, not from a sweep")}
+
+FAR = {"alpaca_practice": "the practice venue of this machine, whose fills are those of the simulated exchange",
+       "alpaca_paper": "Alpaca's paper account, which fills at the quoted price and knows no queue", "alpaca_live": "Alpaca, with real money"}
+
+def _fills(venue: Mapping[str, Any], paper: Mapping[str, Any]) -> dict[str, str]:
+    "Who filled the orders, and how late."
+    broker, terms = venue.get("broker", "paper"), venue["terms"]
+    if broker != "paper": return {"fills": FAR[broker], "latency": "as it was: nothing is assumed"}
+    return {"fills": f"paper exchange on recorded depth, terms of {terms}: marketable orders walk the displayed levels, resting orders queue behind the "
+                     "displayed quantity; own orders do not move the market", "latency": latency_text(paper)}
 
 def latency_text(
     paper: Mapping[str, Any],  # a run's paper section
@@ -518,7 +526,7 @@ def latency_text(
 def _rule(run: RunData) -> dict[str, str]:
     "What decided: the strategy with its bar size, or the pressure definition."
     told = run.begin.get("fallback")
-    if on_bars(run): return {"strategy": str(run.begin.get("strategy")), "bars": told or "built from the recorded rows"}
+    if on_bars(run): return {"strategy": str(run.begin.get("strategy")), "bars": told or ("the venue's" if run.config["strategy"].get("bars_from") == "venue" else "built from the recorded rows")}
     return {"pressure": told or f"{run.config['strategy']['pressure']}, as configured"}
 
 def _code(prov: Mapping[str, Any]) -> str:

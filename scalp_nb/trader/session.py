@@ -6,8 +6,8 @@
 __all__ = ['WORTH_A_STATE', 'COMMIT_S', 'SLICE', 'WAIT_S', 'EXIT_OK', 'EXIT_NOT_FLAT', 'EXIT_CONFIG', 'EXIT_REFUSED',
            'EXIT_FAILED', 'EXITS', 'correlation', 'fill_of', 'StoreLedger', 'picture', 'bound_of', 'bounds_of', 'Run',
            'preload', 'resume_row', 'kept_bars', 'begin', 'connect', 'venue_time', 'tell', 'write_log', 'request',
-           'stop', 'interruptions', 'lease_ended', 'heard', 'ending', 'ask', 'trade', 'trade_live', 'nap', 'drain',
-           'finish', 'run_session', 'failed', 'emergency', 'close', 'arguments', 'configured', 'main']
+           'stop', 'interruptions', 'lease_ended', 'heard', 'ending', 'ask', 'trade', 'last_moment', 'trade_live',
+           'nap', 'drain', 'finish', 'run_session', 'failed', 'emergency', 'close', 'arguments', 'configured', 'main']
 
 # %% ../../nbs/trader/13_session.ipynb #29fbcb5a
 import argparse
@@ -38,23 +38,23 @@ from ..feed.bars import BAR_FIELDS, BAR_VOID
 from ..feed.depth import Rows
 from ..feed.errors import ConfigError, ScalpError
 from ..feed.instrument import Universe
-from ..feed.paced import PacedFeed
 from ..feed.replay import replay
 from ..order.types import Fill, Purpose, Side
 from ..risk.limits import RiskLimits
 from ..strategy.barplan import BarPlan
 from ..strategy.pressure import PressureParams
-from .config import load_config
+from .config import load_config, span_ns
 from .control import Bound, ControlServer, Mailbox, make_app, new_token
-from .core import SETTABLE, Trader, TraderError, equity, exposure, snapshot
+from .core import NEVER, SETTABLE, Setup, Trader, TraderError, equity, exposure, snapshot
 from .events import BarRow, Cancel, Command, Control, Event, Evidence, Halt, Note, Submit
 from .lease import LeaseEnd, LeaseWatch, adopt, announce, kill_seen, read_kill
 from .logs import configure_logging, get_logger
 from .promoted import record_text, refuse_change, with_file
 from .runner import Runner, closing_ts, drained, last_look, played
-from .setup import Market, RunConfig, beginning, load_market, paper_run, refuse_live, setup_for
+from .setup import Market, RunConfig, beginning, paper_run, refuse_live, setup_for
 from .store import BARS, Store, crash_hook_from_env
-from .streaming import Auditor, Line, new_recorder, recorded_rows, turn, venue_clock
+from .streaming import Auditor, Line, new_recorder, recorded_rows, turn
+from .venues import Opened, open_venue, paced, refuse_untradable, warm_history
 from .wire import settle_memory
 
 # %% ../../nbs/trader/13_session.ipynb #839a2b33
@@ -171,6 +171,7 @@ class Run:
         self.log = get_logger("session")
 
     market: Market
+    venue: Opened
     store: Store
     runner: Runner
     start_row: int = 0
@@ -217,43 +218,52 @@ def begin(run: Run) -> None:
     "Open the books, build trader and venue, reconcile."
     cfg = run.cfg
     refuse_live(cfg)
-    source = load_market(cfg)
-    live = cfg.venue.feed != "recording"
-    run.market = replace(source, rows=recorded_rows(run.dir), content="") if live else source
-    if isinstance(cfg.strategy, BarPlan) and cfg.strategy.bars_from == "venue":
+    if isinstance(cfg.strategy, BarPlan) and cfg.strategy.bars_from == "venue" and not cfg.venue.far:
         raise ConfigError("strategy.bars_from", "venue", "rows with venue.broker: paper", "the paper venue sends no bars")
+    run.venue = open_venue(cfg)
+    source, live = run.venue.market, cfg.venue.feed != "recording"
+    run.market = replace(source, rows=recorded_rows(run.dir), content="") if live else source
     where = cfg.store.url or run.dir / "store.db"
     run.store = Store.open(where, cfg.run.account, run=run.dir.name, hook=crash_hook_from_env(), lock_dir=run.dir.parent)
     recovered = run.store.get_state("trader")
+    if recovered is None and run.venue.assets is not None: refuse_untradable(run.venue.assets)
     setup, note = setup_for(cfg, run.market)
     first = beginning(cfg, run.market, setup, note, cfg.data.recording)
     if first["promoted"]: print(f"scalp session: promoted set {record_text(first['promoted'])}", file=sys.stderr)
-    run.store.append("run:begin", int(source.rows["recv"][0]), {**first, "resumed": recovered is not None, "pid": os.getpid()})
-    run.runner = paper_run(cfg, run.market, StoreLedger(run.store, lambda kind, data: tell(run, kind, data)), run.dir / "venue.jsonl")
+    began = run.venue.pace.now() if run.venue.pace else int(source.rows["recv"][0])
+    run.store.append("run:begin", began, {**first, "resumed": recovered is not None, "pid": os.getpid()})
+    ledger = StoreLedger(run.store, lambda kind, data: tell(run, kind, data))
+    if run.venue.broker is None: run.runner = paper_run(cfg, run.market, ledger, run.dir / "venue.jsonl")
+    else: run.runner = Runner(Trader(setup), run.venue.broker, ledger)
     seen = venue_time(run.runner.broker)
     run.start_row = len(run.market.rows) if live else resume_row(run.market.rows, recovered, seen)
     if run.start_row: preload(run.runner.trader, run.market.rows[:run.start_row])
     run.store.commit(sync=True)
-    if live: connect(run, source, max(seen, run.runner.trader.now))
+    history = connect(run, setup, max(seen, run.runner.trader.now)) if live else ()
     at = run.now if live else int(run.market.rows["recv"][min(run.start_row, len(run.market.rows) - 1)])
-    run.runner.start(max(at, run.runner.trader.now), recovered)
+    run.runner.start(max(at, run.runner.trader.now), recovered, history)
     run.store.commit(sync=True)
 
 # %% ../../nbs/trader/13_session.ipynb #177f5edb
 def connect(
     run: Run,  # books and broker are open
-    source: Market,  # the recording that plays the market
+    setup: Setup,  # of the session
     seen: int,  # latest moment books or venue know of, ns; 0 = a new run
-) -> None:
-    "Open the feed, and the clock of its venue."
-    cfg = run.cfg
-    if cfg.data.speed is None: raise ConfigError("data.speed", None, "a number with venue.feed: paced", "1.0 is real time")
-    pace = venue_clock(max(int(source.rows["recv"][0]), seen + 1), cfg.data.speed)
-    feed = PacedFeed(source.rows, source.universe, source.capabilities, pace.now)
-    broker = run.runner.broker
-    auditor = Auditor(broker, int(cfg.session.reconcile_s * 1e9), lambda: run.runner.moves)
-    run.line = Line(feed, pace, new_recorder(run.dir, source.universe, feed.name), auditor)
+) -> tuple[BarRow, ...]:  # closed bars that settle the strategy
+    "Start the feed, listen to the broker beside it, and get history."
+    v, broker = run.venue, run.runner.broker
+    feed, pace = (v.feed, v.pace) if v.feed and v.pace else paced(run.cfg, v.market, seen)
+    auditor = Auditor(broker, int(run.cfg.session.reconcile_s * 1e9), lambda: run.runner.moves)
+    run.line = Line(feed, pace, new_recorder(run.dir, v.market.universe, feed.name), auditor)
+    if v.broker is None:
+        feed.start(pace.now())
+        return ()
+    run.line.updates = v.broker.news
+    feed.watch(v.broker.wake_fd)  # type: ignore[attr-defined]
     feed.start(pace.now())
+    history, where = warm_history(setup, feed, kept_bars(run.store, setup.universe), pace.now())
+    if where: run.store.append("run:history", pace.now(), {"bars": len(history), "where": where})
+    return history
 
 def venue_time(broker: Broker) -> int:
     "Latest moment the paper venue's memory knows of, ns; 0 when it is new or not a simulated one."
@@ -337,17 +347,21 @@ def trade(run: Run) -> None:
 # %% ../../nbs/trader/13_session.ipynb #b1714439
 WAIT_S = 0.02   # longest wait for data: how late an answer of the broker may be heard, seconds on the wall
 
+def last_moment(cfg: RunConfig) -> int:
+    "data.end of a session at a venue, ns; NEVER without one."
+    return span_ns(cfg.data)[1] or NEVER if cfg.venue.far else NEVER
+
 def trade_live(run: Run) -> None:
     "Take what the feed gives, until somebody ends the session, the source ends, or the market closes."
     run.phase, last, line = "trading", time.monotonic(), run.line
     assert line is not None
-    closing = max(s.close_ts for s in run.runner.trader.setup.sessions)
+    closing = min(max(s.close_ts for s in run.runner.trader.setup.sessions), last_moment(run.cfg))
     interruptions(run)
     while run.runner.halted is None:
         turn(run.runner, line, WAIT_S)
         interruptions(run)
         if not ending(run) and (line.over or line.pace.now() >= closing):
-            ask(run, "flatten", "end of data" if line.over else "market closed")
+            ask(run, "flatten", "end of data" if line.over else "end of the session")
             run.give_up = line.pace.now() + int(run.cfg.session.drain_timeout_s * 1e9)
         elif ending(run) and run.give_up == 0: run.give_up = line.pace.now() + int(run.cfg.session.drain_timeout_s * 1e9)
         if run.runner.halted is None and 0 < run.give_up < line.pace.now(): ask(run, "hold", "drain timed out")
@@ -442,6 +456,7 @@ def close(run: Run) -> None:
         run.line.auditor.close()
         run.line.recorder.close()
     if hasattr(run, "runner"): run.runner.broker.close(run.runner.trader.now)
+    elif hasattr(run, "venue") and run.venue.broker is not None: run.venue.broker.close(0)
     if hasattr(run, "store"): run.store.close()
 
 def arguments(
