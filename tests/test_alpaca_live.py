@@ -80,7 +80,7 @@ def test_a_killed_session_goes_on_within_ten_seconds(tmp_path):
         t0 = time.monotonic()
         second = begun(run_dir, cfg)
         lives = lambda: [r for r in journal(run_dir, "note:entries") if r.data["on"]]  # noqa: E731
-        until(lambda: second.poll() is not None or len(lives()) >= 2 and len(of_kind(run_dir, "event:BarClosed")) >= 1, "trading again")
+        until(lambda: second.poll() is not None or len(lives()) >= 2, "trading again", every=0.2)
         took = time.monotonic() - t0
         print(f"trading again after {took:.1f} s")
         assert second.poll() is None, second.stderr and second.stderr.read()
@@ -97,6 +97,124 @@ def test_a_killed_session_goes_on_within_ten_seconds(tmp_path):
     assert took <= 10
 
 
-def order(i: str, symbol: str, sym: int, qty: int, limit: str | None = None, side: Side = Side.BUY) -> Intent:
-    kind = OrderType.MARKET if limit is None else OrderType.LIMIT
-    return Intent(i, "test", "hand", symbol, sym, side, Purpose.ENTRY, kind, Tif.DAY, Decimal(qty), 0, Decimal(limit) if limit else None)
+def order(i: str, symbol: str, qty: int, limit: str | None = None, side: Side = Side.BUY) -> Intent:
+    kind, px = OrderType.MARKET if limit is None else OrderType.LIMIT, Decimal(limit) if limit else None
+    return Intent(i, 0, 0, "test", "hand", symbol, 0, side, Purpose.ENTRY, Decimal(qty), kind, px, None, Tif.DAY, px or Decimal(100))
+
+
+@pytest.mark.parametrize("planted", ["position", "order"])
+def test_what_the_books_do_not_know_is_refused_and_printed(planted, tmp_path, capfd):
+    tape = market(n=2, minutes=10)
+    cfg = conf(tape, 1.0)
+    run_dir = folder(tmp_path, cfg)
+    with venue(tape, 1.0) as server:
+        v = open_venue(cfg)
+        try:
+            v.broker.connect(v.pace.now())
+            v.broker.submit(order("by-hand", "ABA", 7, None if planted == "position" else "50.00"), v.pace.now())
+            until(lambda: server.get("truth")["positions" if planted == "position" else "orders"], planted)
+        finally: shut(v)
+        sent = len(server.get("truth")["orders"])
+        assert run_session(cfg, run_dir) == EXIT_REFUSED
+        assert len(server.get("truth")["orders"]) == sent    # nothing was traded, nothing was cancelled
+    said = capfd.readouterr().err
+    assert "differ" in said and "ABA" in said and "7" in said
+    print(said)
+
+
+def test_the_kill_switch_with_ten_orders_and_ten_positions(tmp_path):
+    n, seconds = 10, 1500
+    rise = np.clip(np.arange(seconds) - 60, 0, None)[:, None] * 0.0004 * np.ones(n)
+    tape = shaped(98.8 + rise)
+    cfg = conf(tape, 20.0, **{"data.symbols": list(tape.universe.symbols), "exits.stop_pct": 0.05, "exits.target_pct": 0.5,
+                              "risk.max_loss_per_trade_pct": 0.05, "risk.max_gross_exposure_pct": 2.0})
+    run_dir = folder(tmp_path, cfg)
+    with venue(tape, 20.0) as server:
+        p = begun(run_dir, cfg)
+        def ready() -> bool:
+            truth = server.get("truth")
+            return len(truth["positions"]) == n and sum(o["status"] in ("new", "accepted") for o in truth["orders"]) >= n
+        until(lambda: p.poll() is not None or ready(), "ten positions with their stops", 60, every=0.1)
+        assert p.poll() is None, p.stderr and p.stderr.read()
+        stops = {o["id"] for o in server.get("truth")["orders"] if o["status"] in ("new", "accepted")}
+        write_kill(run_dir, "test")
+        t0 = time.monotonic()
+        def gone() -> bool: return not stops & {o["id"] for o in server.get("truth")["orders"] if o["status"] in ("new", "accepted")}
+        until(gone, "all cancels", 10, every=0.005)
+        cancelled = time.monotonic() - t0
+        until(lambda: not server.get("truth")["positions"], "flat", 20)
+        print(f"{len(stops)} orders cancelled {cancelled:.2f} s after the kill switch, {n} positions flat after {time.monotonic() - t0:.2f} s")
+        p.send_signal(signal.SIGTERM)
+        assert p.wait(60) == EXIT_OK
+        same_as_venue(run_dir, server)
+    assert len(stops) == n and cancelled <= 1.0
+    assert "kill" in [c.data["action"] for c in of_kind(run_dir, "note:control")]
+
+
+# ---- bad input: each refused in its own words
+
+def refused(cfg: Any, tmp_path: Path, capfd: Any, name: str = "r") -> str:
+    assert run_session(cfg, folder(tmp_path, cfg, name)) == EXIT_CONFIG
+    return str(capfd.readouterr().err)
+
+
+def test_wrong_keys_symbols_and_hours_are_refused_before_anything_is_sent(tmp_path, capfd, monkeypatch):
+    tape = market(n=3, minutes=2)
+    with venue(tape, 1.0, terms={"untradable": frozenset({"ABB"}), "not_shortable": frozenset({"ABC"})}) as server:
+        assert "ABB (not tradable)" in refused(conf(tape, 1.0), tmp_path, capfd, "a")
+        assert "XYZ (unknown)" in refused(conf(tape, 1.0, **{"data.symbols": ["ABA", "XYZ"]}), tmp_path, capfd, "b")
+        checks = {c.name: c for c in preflight(Plan(conf(tape, 1.0), tmp_path / "p", "test")).checks}
+        assert not checks["tradable"].ok and "ABB (not tradable)" in checks["tradable"].found
+        assert checks["sold short"].found == "ABC cannot be: long only there" and checks["streamed"].found == "all 3 symbols by iex"
+        assert "equity 100,000.00" in checks["venue's account"].found and "the market is open" in checks["venue's clock"].found
+        good = conf(tape, 1.0, **{"data.symbols": ["ABA", "ABC"]})
+        assert "as the venue's clock runs" in refused(conf(tape, 1.0, **{"venue.alpaca.speed": 7.0}), tmp_path, capfd, "c")
+        for key, value, words in (("APCA_API_SECRET_KEY", "wrong", "the API keys were refused"), ("APCA_API_KEY_ID", "", "APCA_API_KEY_ID is not set"),
+                                  ("APCA_API_BASE_URL", "https://api.alpaca.markets", "an address of this machine")):
+            with monkeypatch.context() as m:
+                m.setenv(key, value)
+                assert words in refused(good, tmp_path, capfd, words[:9].replace(" ", "-"))
+        server.step(7 * 3600)
+        assert "'closed'" in (said := refused(good, tmp_path, capfd, "d")) and "2026-11-20" in said
+        assert server.get("truth")["orders"] == []
+
+
+def test_real_money_is_asked_for_in_every_way_or_refused(tmp_path, capfd, monkeypatch):
+    tape = market(n=2, minutes=2)
+    for name in ("APCA_API_KEY_ID", "APCA_API_SECRET_KEY"): monkeypatch.setenv(name, "PKTEST")
+    cfg = conf(tape, 1.0, **{"venue.broker": "alpaca_live", "venue.alpaca.feed": {}})
+    assert "typed twice" in refused(cfg, tmp_path, capfd, "a")
+    assert preflight(Plan(cfg, tmp_path / "p", "test")).checks[0].ok is False
+    with pytest.raises(Exception, match="paper keys on the live address"): open_venue(cfg)
+    for name in ("APCA_API_KEY_ID", "APCA_API_SECRET_KEY"): monkeypatch.setenv(name, "AKTEST")
+    with pytest.raises(Exception, match="live keys on the paper address"):
+        open_venue(conf(tape, 1.0, **{"venue.broker": "alpaca_paper", "venue.alpaca.feed": {}}))
+
+
+def test_an_order_the_venue_turns_down_is_not_sent_twice(tmp_path):
+    """Keys that expire, buying power, a symbol that cannot be sold short, a closed market: reason codes, and one request each at most."""
+    tape = market(n=2, minutes=2)
+    with venue(tape, 1.0, terms={"not_shortable": frozenset({"ABB"})}) as server:
+        v = open_venue(conf(tape, 1.0))
+        b, now = v.broker, v.pace.now
+        try:
+            b.connect(now())
+            said: dict[str, Any] = {}
+            def reason(i: Intent) -> str:
+                b.submit(i, now())
+                def heard() -> bool:
+                    said.update((u.client_id, u) for u in b.poll(now()))
+                    return i.id in said
+                until(heard, i.id)
+                assert said[i.id].kind is UpdateKind.REJECT
+                return str(said[i.id].reason)
+            assert reason(order("much", "ABA", 100_000, "99.00")) == "buying_power"
+            assert reason(order("short", "ABB", 5, "101.00", Side.SELL)) == "not_shortable"
+            before = b.stats.submits
+            server.step(7 * 3600)
+            assert reason(order("late", "ABA", 5, "99.00")) == "market_closed" and b.stats.submits == before
+            server.step(17.5 * 3600)
+            server.api.orders.terms = AlpacaTerms(**{**server.terms.model_dump(), "key": "PKNEW"})
+            assert reason(order("old", "ABA", 5, "99.00")) in ("keys", "clock_unavailable") and b.stats.submits == before
+        finally: shut(v)
+        assert len(server.get("truth")["orders"]) == 0

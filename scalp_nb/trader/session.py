@@ -392,6 +392,7 @@ def finish(run: Run) -> int:
     run.store.commit(sync=True)
     write_log(run)
     if end["ok"]: return EXIT_OK
+    print(f"scalp session: {end['reason']}", file=sys.stderr)
     return EXIT_REFUSED if h and not t.reconciled and not t.stopping else EXIT_NOT_FLAT
 
 # %% ../../nbs/trader/13_session.ipynb #8bd8004a
