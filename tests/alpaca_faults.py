@@ -399,6 +399,7 @@ def main(argv: list[str] | None = None) -> int:
     first, last = (a.seed, a.seed + 1) if a.seed is not None else map(int, a.seeds.split(":"))
     logging.disable(logging.CRITICAL)
     if a.jobs > 1: return fan_out(first, last, a)
+    with contextlib.redirect_stderr(open(os.devnull, "w")): run_seed(first, script=())   # everything is compiled before time matters
     bad, sums, faults, t0 = 0, Counter[str](), Counter[str](), time.monotonic()
     for seed in range(first, last):
         with contextlib.redirect_stderr(sys.stderr if a.verbose else open(os.devnull, "w")):

@@ -950,6 +950,7 @@ def on_link(t: Trader, e: Link, out: list[Command]) -> None:
     advance(t, e.ts, out)
     out.append(Note("health", {"symbol": None, "bits": [f"{e.name}_{'up' if e.up else 'down'}"], "reason": e.reason}))
     (t.down.discard if e.up else t.down.add)(e.name)
+    if t.down: drop_window(t)   # candidates that were waiting, too
     t.scanner.g["suspect_until"] = NEVER if t.down else e.ts + int(t.scanner.p["suspect_ns"])
 
 def on_news(t: Trader, e: News, out: list[Command]) -> None:
