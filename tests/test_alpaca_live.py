@@ -18,6 +18,7 @@ from scalp_nb.live.notebook import Plan, preflight  # noqa: E402
 from scalp_nb.order.types import Intent, OrderType, Purpose, Side, Tif, UpdateKind  # noqa: E402
 from scalp_nb.practice.alpaca import PracticeServer  # noqa: E402
 from scalp_nb.practice.alpaca_orders import AlpacaTerms  # noqa: E402
+from scalp_nb.practice.faults import read_script  # noqa: E402
 from scalp_nb.trader.lease import write_kill  # noqa: E402
 from scalp_nb.trader.replay import replay_run  # noqa: E402
 from scalp_nb.trader.report import load_run, write_results  # noqa: E402
@@ -169,7 +170,8 @@ def test_wrong_keys_symbols_and_hours_are_refused_before_anything_is_sent(tmp_pa
         assert "equity 100,000.00" in checks["venue's account"].found and "the market is open" in checks["venue's clock"].found
         good = conf(tape, 1.0, **{"data.symbols": ["ABA", "ABC"]})
         assert "as the venue's clock runs" in refused(conf(tape, 1.0, **{"venue.alpaca.speed": 7.0}), tmp_path, capfd, "c")
-        for key, value, words in (("APCA_API_SECRET_KEY", "wrong", "the API keys were refused"), ("APCA_API_KEY_ID", "", "APCA_API_KEY_ID is not set"),
+        for key, value, words in (("APCA_API_SECRET_KEY", "wrong", "the API keys were refused"),
+                                  ("APCA_API_KEY_ID", "", "APCA_API_KEY_ID is not set"),
                                   ("APCA_API_BASE_URL", "https://api.alpaca.markets", "an address of this machine")):
             with monkeypatch.context() as m:
                 m.setenv(key, value)
@@ -189,6 +191,28 @@ def test_real_money_is_asked_for_in_every_way_or_refused(tmp_path, capfd, monkey
     for name in ("APCA_API_KEY_ID", "APCA_API_SECRET_KEY"): monkeypatch.setenv(name, "AKTEST")
     with pytest.raises(Exception, match="live keys on the paper address"):
         open_venue(conf(tape, 1.0, **{"venue.broker": "alpaca_paper", "venue.alpaca.feed": {}}))
+
+
+def test_an_order_still_on_its_way_out_is_not_called_absent(tmp_path):
+    """Found in a rehearsal: the market clock, asked before the order is sent, was slow; the look-up overtook the order and told that there is none."""
+    tape = market(n=2, minutes=2)
+    script = read_script([{"fault": "http_slow", "match": "GET /v2/clock", "at": 2.0, "times": 1, "args": {"seconds": 1.5}}])
+    with venue(tape, 1.0, script=script) as server:
+        v = open_venue(conf(tape, 1.0))
+        b, now, heard = v.broker, v.pace.now, list[Any]()
+        try:
+            b.connect(now())
+            until(lambda: now() - int(tape.rows["ts"][0]) > 2_500_000_000, "the fault's time")
+            b.submit(order("slow", "ABA", 5), now())
+            b.query("slow", now())
+            def filled() -> bool:
+                heard.extend(b.poll(now()))
+                return any(u.kind is UpdateKind.FILL for u in heard)
+            until(filled, "a fill")
+        finally: shut(v)
+        assert len(server.get("faults")) == 1
+    kinds = [u.kind for u in heard]
+    assert UpdateKind.NOT_FOUND not in kinds and kinds[0] is UpdateKind.NO_ANSWER
 
 
 def test_an_order_the_venue_turns_down_is_not_sent_twice(tmp_path):

@@ -160,6 +160,7 @@ class Known:
     state: OrderState | None = None    # last state told or seen
     told: Decimal = Decimal(0)         # quantity of the executions handed to the trader
     done: threading.Event = field(default_factory=threading.Event)  # the submit has its answer
+    ours: bool = False                 # this process was asked to submit it
 
 @dataclass(slots=True)
 class BrokerStats:
@@ -266,7 +267,7 @@ class AlpacaBroker:
         "Send an order beside the trading thread; what comes of it arrives through `poll`."
         with self._lock:
             seen = self._known.get(intent.id)
-            if seen is None: self._known[intent.id] = Known(intent.id, intent.symbol)
+            if seen is None: self._known[intent.id] = Known(intent.id, intent.symbol, ours=True)
         if seen is not None: return self.query(intent.id, ts)  # never a second time: look it up instead
         why = precheck(intent, self._assets.get(intent.symbol), self._short)
         if why is not None: return _reject(self, intent.id, *why)
@@ -516,6 +517,7 @@ def _cancel_rejected(b: "AlpacaBroker", client_id: str, reason: str, text: str) 
 def _query(b: "AlpacaBroker", client_id: str) -> None:
     "What became of an order: its executions, then its state. Absence is believed only after the submit had time to arrive."
     k = b._known.get(client_id)
+    if k is not None and k.ours and not k.sent_at and not k.done.is_set(): return _no_answer(b, client_id, "it is still on its way out")
     sent = k is not None and k.sent_at > 0
     if k is not None and sent: k.done.wait(b.cfg.connect_timeout_s + b.cfg.read_timeout_s + 1)
     a = _look_up(b, client_id)
@@ -713,7 +715,6 @@ def _learn_assets(b: "AlpacaBroker") -> None:
     "What may be done with each symbol of the universe."
     for s in b.universe.symbols:
         if b._closing.is_set(): return
-        a = _repeat(b, "get", f"/assets/{s.replace('/', '%2F')}")
-        if a.ok and isinstance(a.body, dict): b._assets[s] = read_asset(a.body)
-        elif a.status == 404: b._assets[s] = Asset(False, False, False)
+        try: b._assets[s] = b._assets.get(s) or b.asset(s) or Asset(False, False, False)
+        except BrokerError as e: _tell(b, "warning", str(e), s)
         if s in b._assets and not b._assets[s].tradable: _tell(b, "warning", f"{s} is not tradable at Alpaca", s)

@@ -305,6 +305,11 @@ class AlpacaFeed:
         if self._tape is not None: self._tape.close()
 
     # ---- beyond the protocol
+    def rehearse(self) -> None:
+        "Decode an empty frame: what that compiles is not compiled when the first quote comes."
+        empty = np.array([0x90], np.uint8)
+        self._decoder.frame(int(empty.ctypes.data), 1, 0)
+
     def watch(
         self,
         fd: int,  # becomes readable when the session should look up, such as AlpacaBroker.wake_fd

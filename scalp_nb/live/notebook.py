@@ -220,7 +220,8 @@ def echo(
     import pandas as pd
     prov = provenance(plan.cfg, plan.cfg.data.recording)
     rows = {"run folder": str(plan.run_dir), "configuration": plan.source, "package": f"scalp_nb {prov['package'] or '(not installed)'}",
-            "code": _code(prov), "python": prov["python"], "data hash": prov["data_hash"] or "none: the market is live", "parameter hash": prov["config_hash"]}
+            "code": _code(prov), "python": prov["python"], "data hash": prov["data_hash"] or "none: the market is live",
+            "parameter hash": prov["config_hash"]}
     rows |= {f"changed: {k}": v for k, v in changes(plan.cfg).items()}
     return pd.DataFrame({"value": rows})
 
@@ -316,7 +317,8 @@ def preflight(
 
 def _fits(plan: Plan, market: Market, q: QualitySummary) -> list[Check]:
     "What the recording is like, and whether rules and strategy go with it."
-    return [*_dated_checks(plan, market)[:1], attempt("quality", lambda: quality_line(q)), *_dated_checks(plan, market)[1:]]
+    promoted, *rest = _dated_checks(plan, market)
+    return [promoted, attempt("quality", lambda: quality_line(q)), *rest]
 
 def _dated_checks(plan: Plan, market: Market) -> list[Check]:
     cfg = plan.cfg

@@ -42,7 +42,8 @@ def settings(
             "SCALP_PRACTICE_URL": f"{server.url}/practice", "SCALP_PRACTICE_TOKEN": server.token}
 
 # %% ../../nbs/practice/10_cli.ipynb #65206433
-app = typer.Typer(name="practice", help="Practice venues: local servers that speak a broker's real wire protocol.", no_args_is_help=True, add_completion=False,
+app = typer.Typer(name="practice",
+                  help="Practice venues: local servers that speak a broker's real wire protocol.", no_args_is_help=True, add_completion=False,
                   rich_markup_mode=None, pretty_exceptions_enable=False)
 
 @app.callback()

@@ -64,6 +64,7 @@ class BarPlan(BaseModel):
     price: Literal["trades", "mid"] = Field("trades", description="which price bars built from rows show")
     allow_late_ms: int = Field(2000, ge=0, le=600_000, description="late rows correct a bar for so long after its end")
     wait_ms: int = Field(250, ge=0, le=600_000, description="a bar built here is held back so long for rows on the way")
+    min_bar_trades: int = Field(0, ge=0, le=1_000_000, description="a bar of fewer trades gives no entry; one that states none has none")
     decision_window_ms: int = Field(250, ge=0, le=60_000, description="candidates of this window compete; 0 decides at once")
     per_decision: int = Field(10, ge=1, le=1000, description="how many of the strongest candidates are executed")
     cooldown_s: float = Field(5.0, ge=0, le=86_400, description="a symbol rests after a refusal or rejection")

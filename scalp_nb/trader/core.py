@@ -54,7 +54,7 @@ from ..strategy.pressure import PressureParams, rule_params
 from ..strategy.protocol import CLOSE_LONG, CLOSE_SHORT
 from ..strategy.ranking import Candidate, rank
 from ..strategy.scan import EXIT_STOP, EXIT_TARGET, EXITS, HEALTH, LONG_OK, LOSS, SHORT_OK, SILENCE, UNTIL, WATCH, WINDOW, Scanner
-from .bardesk import BarDesk, Offer, exits_with
+from .bardesk import BarDesk, Offer, Said, exits_with
 from scalp_nb.trader.events import (
     AccountState, BarClosed, Cancel, Clock, Command, Control, Depth, Event, Evidence, Halt, Link, News, Note, Picture, Query, Reconciled, Started,
     Submit,
@@ -798,7 +798,7 @@ def bars_in(t: Trader, desk: BarDesk, bars: Bars, ts: int, out: list[Command]) -
     out.append(bars_note(t, bars))
     for said in desk.push(bars):
         if said.refused: alert(out, "bad_bar", symbol=t.setup.universe[int(said.bar["sym"])].symbol, text=said.refused)
-        elif ts <= desk.grid.end(int(said.bar["ts"])) + desk.size: signalled(t, desk, said.signal, ts, out)
+        elif ts <= desk.grid.end(int(said.bar["ts"])) + desk.size: signalled(t, desk, said, ts, out)
     if desk.offers and desk.plan.decision_window_ms == 0: decide_window(t, ts, out)
 
 def bars_note(t: Trader, bars: Bars) -> Note:
@@ -807,12 +807,14 @@ def bars_note(t: Trader, bars: Bars) -> Note:
                                   for ts, *numbers, trades, sym, flags in bars.tolist()]})
 
 # %% ../../nbs/trader/10_core.ipynb #2204e8a7
-def signalled(t: Trader, desk: BarDesk, sig: Any, ts: int, out: list[Command]) -> None:
+def signalled(t: Trader, desk: BarDesk, said: Said, ts: int, out: list[Command]) -> None:
     "Close what a signal closes, offer what it would enter, and journal both."
+    sig = said.signal
     sym, side, bits, qty = int(sig["sym"]), int(sig["side"]), int(sig["exit"]), t.book.qty(int(sig["sym"]))
     leaving = bool(bits & (CLOSE_LONG if qty > 0 else CLOSE_SHORT)) if qty else False
     if not side and not leaving: return
-    why = barred(t, sym, side, ts) if side else ""
+    quiet = int(said.bar["trades"]) < desk.plan.min_bar_trades
+    why = ("bar_trades" if quiet else barred(t, sym, side, ts)) if side else ""
     numbers = {k: finite(float(sig[k])) for k in ("strength", "stop_pct", "target_pct", "size")}
     out.append(Note("signal", {"symbol": t.setup.universe[sym].symbol, "bar": int(sig["ts"]), "side": side, "exit": bits, "blocked": why, **numbers}))
     o = Offer(bar_candidate(t, sym, side, float(sig["strength"]), ts), float(sig["stop_pct"]), float(sig["target_pct"]), float(sig["size"]),

@@ -69,6 +69,7 @@ class Incarnation:
     events: list[tuple[int, Event]]                 # (cursor, event)
     said: list[tuple[int, str, dict[str, Any]]]     # (seq, kind, data) of commands and notes
     config: dict[str, Any]                          # the configuration it ran with
+    day: str                                        # the day it traded
     end: tuple[int, int] = (0, 0)                   # cursor and time of its last record
     clean: bool = False                             # ended by itself
 
@@ -80,7 +81,7 @@ def incarnations(
     for r in records:
         if r.kind == "run:begin":
             if life: yield life
-            life = Incarnation([], [], payload(r)["config"])
+            life = Incarnation([], [], payload(r)["config"], payload(r)["day"])
         if life is None: raise DataError("first record of the journal", r.kind, "run:begin", "replay a whole run")
         life.end = (max(r.cursor, life.end[0]), max(r.ts, life.end[1]))
         if r.kind.startswith("event:"): life.events.append((r.cursor, payload(r)))
@@ -126,7 +127,7 @@ def replay_run(
         raise DataError("content of the recording", market.content[:12], info["content"][:12], "name the recording the run was made on")
     said_all = events = 0
     for life in lives:
-        seq, words = differs(life, relive(life, market, config_of(life, recording)))
+        seq, words = differs(life, relive(life, replace(market, day=date.fromisoformat(life.day)), config_of(life, recording)))
         said_all, events = said_all + len(life.said), events + len(life.events)
         if words: return ReplayResult(said_all, events, words, seq)
     return ReplayResult(said_all, events, "")

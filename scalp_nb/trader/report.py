@@ -495,7 +495,8 @@ def assumptions(
         **_fills(cfg["venue"], paper),
         "fees": f"{terms}, plan {cfg['venue']['plan'] or 'standard'}, schedule of {day}",
         "rules": f"{terms}, dated {day}" + (f" (the data are of {run.begin['day']})" if day != run.begin["day"] else ""),
-        "currency": CURRENCY.get(terms, "unknown"), "data": str(cfg["data"]["recording"] or "the venue's stream, recorded in the run's folder"), "data_day": run.begin["day"],
+        "currency": CURRENCY.get(terms, "unknown"), "data_day": run.begin["day"],
+        "data": str(cfg["data"]["recording"] or "the venue's stream, recorded in the run's folder"),
         "data_hash": prov.get("data_hash"),
         "rows_hash": run.begin.get("content"), **_rule(run),
         "parameter_hash": prov.get("config_hash"), "code": _code(prov),
@@ -509,8 +510,8 @@ def _fills(venue: Mapping[str, Any], paper: Mapping[str, Any]) -> dict[str, str]
     "Who filled the orders, and how late."
     broker, terms = venue.get("broker", "paper"), venue["terms"]
     if broker != "paper": return {"fills": FAR[broker], "latency": "as it was: nothing is assumed"}
-    return {"fills": f"paper exchange on recorded depth, terms of {terms}: marketable orders walk the displayed levels, resting orders queue behind the "
-                     "displayed quantity; own orders do not move the market", "latency": latency_text(paper)}
+    how = "marketable orders walk the displayed levels, resting orders queue behind the displayed quantity; own orders do not move the market"
+    return {"fills": f"paper exchange on recorded depth, terms of {terms}: {how}", "latency": latency_text(paper)}
 
 def latency_text(
     paper: Mapping[str, Any],  # a run's paper section
@@ -526,7 +527,8 @@ def latency_text(
 def _rule(run: RunData) -> dict[str, str]:
     "What decided: the strategy with its bar size, or the pressure definition."
     told = run.begin.get("fallback")
-    if on_bars(run): return {"strategy": str(run.begin.get("strategy")), "bars": told or ("the venue's" if run.config["strategy"].get("bars_from") == "venue" else "built from the recorded rows")}
+    made = "the venue's" if run.config["strategy"].get("bars_from") == "venue" else "built from the recorded rows"
+    if on_bars(run): return {"strategy": str(run.begin.get("strategy")), "bars": told or made}
     return {"pressure": told or f"{run.config['strategy']['pressure']}, as configured"}
 
 def _code(prov: Mapping[str, Any]) -> str:

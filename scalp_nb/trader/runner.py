@@ -51,6 +51,7 @@ class Runner:
         self.trader, self.broker, self.ledger = trader, broker, ledger
         self.halted: Halt | None = None
         self.moves = 0                     # orders sent, cancels asked for, answers heard
+        self.later: Callable[[], None] | None = None   # takes pictures beside this thread, where a broker is slow to answer
 
     def send(self, event: Event) -> None:
         "Journal an event, handle it, carry out what follows."
@@ -68,7 +69,9 @@ class Runner:
             elif isinstance(c, Cancel): self.broker.cancel(c.client_id, ts)
             elif isinstance(c, Query): self.broker.query(c.client_id, ts)
             elif isinstance(c, Halt): self.halted = c
-        if any(isinstance(c, Picture) for c in commands): self.look(ts)
+        if not any(isinstance(c, Picture) for c in commands): return
+        if self.later is not None: self.later()
+        else: self.look(ts)
 
     def look(self, ts: int) -> None:
         "Compare books with the broker. One that cannot be reached now is asked again with the order's next look-up."

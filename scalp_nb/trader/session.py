@@ -54,7 +54,7 @@ from .runner import Runner, closing_ts, drained, last_look, played
 from .setup import Market, RunConfig, beginning, paper_run, refuse_live, setup_for
 from .store import BARS, Store, crash_hook_from_env
 from .streaming import Auditor, Line, new_recorder, recorded_rows, turn
-from .venues import Opened, open_venue, paced, refuse_untradable, warm_history
+from .venues import Opened, open_venue, paced, refuse_untradable, rehearse, shut, warm_history
 from .wire import settle_memory
 
 # %% ../../nbs/trader/13_session.ipynb #839a2b33
@@ -252,13 +252,14 @@ def connect(
 ) -> tuple[BarRow, ...]:  # closed bars that settle the strategy
     "Start the feed, listen to the broker beside it, and get history."
     v, broker = run.venue, run.runner.broker
+    if v.feed is not None: rehearse(setup, v.feed)
     feed, pace = (v.feed, v.pace) if v.feed and v.pace else paced(run.cfg, v.market, seen)
     auditor = Auditor(broker, int(run.cfg.session.reconcile_s * 1e9), lambda: run.runner.moves)
     run.line = Line(feed, pace, new_recorder(run.dir, v.market.universe, feed.name), auditor)
     if v.broker is None:
         feed.start(pace.now())
         return ()
-    run.line.updates = v.broker.news
+    run.line.updates, run.runner.later = v.broker.news, auditor.soon
     feed.watch(v.broker.wake_fd)  # type: ignore[attr-defined]
     feed.start(pace.now())
     history, where = warm_history(setup, feed, kept_bars(run.store, setup.universe), pace.now())
@@ -457,7 +458,7 @@ def close(run: Run) -> None:
         run.line.auditor.close()
         run.line.recorder.close()
     if hasattr(run, "runner"): run.runner.broker.close(run.runner.trader.now)
-    elif hasattr(run, "venue") and run.venue.broker is not None: run.venue.broker.close(0)
+    elif hasattr(run, "venue"): shut(run.venue)
     if hasattr(run, "store"): run.store.close()
 
 def arguments(

@@ -41,7 +41,8 @@ from ..risk.sizing import SizingConfig
 from ..risk.volatility import VolatilityRisk
 from ..strategy.barplan import BarPlan, base_ns, history_bars, label, legs
 from ..strategy.pressure import PressureParams, Window, resolve
-from .config import DataSection, LiveMoney, Loose, RunSection, Section, SessionSection, StoreSection, live_phrase, provenance, require_live, span_ns
+from .config import DataSection, LiveMoney, Loose, RunSection, Section, SessionSection, StoreSection, live_phrase, provenance
+from .config import require_live, span_ns
 from .core import Setup, Trader
 from .promoted import promotion_of, record, require_promoted
 from .runner import Ledger, Runner
@@ -170,8 +171,9 @@ def refuse_live(
     if wanted and cfg.venue.broker != "alpaca_live":
         raise ConfigError("live.enabled", True, f"false with venue.broker: {cfg.venue.broker}", "remove the live section, or choose a live venue")
     if not wanted and cfg.venue.broker == "alpaca_live":
+        phrase = live_phrase(cfg.run.account)
         raise ConfigError("venue.broker", "alpaca_live", "live.enabled: true and the phrase, typed twice, with real money",
-                          f"write live: {{enabled: true, confirm: {live_phrase(cfg.run.account)!r}}} and export SCALP_LIVE_CONFIRM with the same phrase")
+                          f"write live: {{enabled: true, confirm: {phrase!r}}} and export SCALP_LIVE_CONFIRM with the same phrase")
 
 # %% ../../nbs/trader/12_setup.ipynb #24fc11b0
 @dataclass(frozen=True, slots=True)
@@ -299,9 +301,10 @@ def fitted(
 
 def on_venue_bars(plan: BarPlan) -> str:
     "Refuse a strategy that a venue's minute bars cannot serve; a note on what is assumed."
-    if base_ns(plan) % MINUTE: raise ConfigError("bar_s of the strategy", base_ns(plan) / 1e9, "whole minutes: history comes in minute bars", "change bar_s")
-    if plan.bars_from == "venue" and base_ns(plan) != MINUTE:
-        raise ConfigError("bar_s with bars_from: venue", base_ns(plan) / 1e9, "60: the venue's bars", "build them here with bars_from: rows")
+    size = base_ns(plan)
+    if size % MINUTE: raise ConfigError("bar_s of the strategy", size / 1e9, "whole minutes: history comes in minute bars", "change bar_s")
+    if plan.bars_from == "venue" and size != MINUTE:
+        raise ConfigError("bar_s with bars_from: venue", size / 1e9, "60: the venue's bars", "build them here with bars_from: rows")
     return ""
 
 def strategy_id(

@@ -68,6 +68,7 @@ class Auditor:
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="auditor")
         self.task: Future[BrokerState] | None = None
         self.mark, self.next, self.taken, self.dropped, self.failed = 0, 0, 0, 0, 0
+        self.wanted = False   # somebody needs a picture that is begun from now on
 
     def turn(
         self,
@@ -78,7 +79,7 @@ class Auditor:
             if now >= self.next: self._begin(now)
             return None
         if not self.task.done(): return None
-        task, self.task, self.next = self.task, None, now + self.every
+        task, self.task, self.next = self.task, None, now if self.wanted else now + self.every
         try: state = task.result()
         except BrokerError as e:
             self.failed += 1
@@ -89,8 +90,12 @@ class Auditor:
         self.next = now
         return None
 
+    def soon(self) -> None:
+        "Take a picture as soon as the one under way is done."
+        self.wanted, self.next = True, 0
+
     def _begin(self, now: int) -> None:
-        self.mark = self.moved()
+        self.mark, self.wanted = self.moved(), False
         self.task = self.pool.submit(self.broker.state, now)
 
     def close(self) -> None:

@@ -6,7 +6,7 @@
 __all__ = ['HOME', 'LOOKS_S', 'Addresses', 'at_home', 'addresses', 'account_config', 'feed_config', 'Reading', 'read_clock',
            'clock_skew', 'speed_of', 'practice_clock', 'named_universe', 'assets_of', 'fit_universe',
            'refuse_untradable', 'Opened', 'shut', 'day_to_trade', 'open_venue', 'open_alpaca', 'real_clock', 'short_of',
-           'joined', 'warm_history', 'whole', 'last_of', 'paced']
+           'joined', 'warm_history', 'whole', 'last_of', 'rehearse', 'paced']
 
 # %% ../../nbs/trader/12_venues.ipynb #5a3df867
 import os
@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from ..broker.base import Broker, BrokerError
-from ..feed.bars import BAR, MINUTE, Bars, grid, resample
+from ..broker.base import BrokerError
+from ..feed.bars import MINUTE, Bars, grid, resample
 from ..feed.calendar import MarketClosed, next_session, session_for, trading_day
 from ..feed.depth import empty_depth
 from ..feed.errors import ConfigError
@@ -32,8 +32,8 @@ from ..feed.paced import PacedFeed
 from ..feed.universe import load_universe
 from ..strategy.barplan import BarPlan, base_ns, history_bars
 from .config import secret
-from .core import Setup
-from .events import BarRow, bar_rows, rows_bars
+from .core import Setup, Trader
+from .events import BarRow, Depth, bar_rows, rows_bars
 from .setup import Market, RunConfig, VenueSection, load_market
 from .streaming import Pace, venue_clock
 
@@ -134,12 +134,14 @@ def speed_of(
     if venue.alpaca.speed is not None: return venue.alpaca.speed
     url = environ.get("SCALP_PRACTICE_URL", "")
     if venue.alpaca.url or not url:
-        raise ConfigError("venue.alpaca.speed", None, "the speed the practice venue was started with", "set it, or export what `scalp practice alpaca` prints")
+        raise ConfigError("venue.alpaca.speed", None, "the speed the practice venue was started with",
+                          "set it, or export what `scalp practice alpaca` prints")
     import httpx
     token = secret("SCALP_PRACTICE_TOKEN").get_secret_value()
-    try: found = httpx.get(f"{at_home(url, 'SCALP_PRACTICE_URL')}/clock", headers={"X-Practice-Token": token}, timeout=5).raise_for_status().json()
-    except (httpx.HTTPError, ValueError) as e: raise ConfigError("practice venue's clock", f"{type(e).__name__}", next_step="is the venue running?") from e
-    return float(found["speed"])
+    where = f"{at_home(url, 'SCALP_PRACTICE_URL')}/clock"
+    try: return float(httpx.get(where, headers={"X-Practice-Token": token}, timeout=5).raise_for_status().json()["speed"])
+    except (httpx.HTTPError, ValueError, KeyError) as e:
+        raise ConfigError("practice venue's clock", type(e).__name__, "an answer", "is the venue running?") from e
 
 LOOKS_S = 0.2   # between two looks at a practice venue's clock
 
@@ -173,7 +175,8 @@ def assets_of(
     universe: Universe,
 ) -> "dict[str, Asset | None]":  # None: Alpaca does not know the symbol
     "What may be done with each symbol."
-    with ThreadPoolExecutor(8, thread_name_prefix="assets") as pool: return dict(zip(universe.symbols, pool.map(broker.asset, universe.symbols), strict=True))
+    names = universe.symbols
+    with ThreadPoolExecutor(8, thread_name_prefix="assets") as pool: return dict(zip(names, pool.map(broker.asset, names), strict=True))
 
 def fit_universe(
     universe: Universe,
@@ -256,7 +259,8 @@ def real_clock(cfg: RunConfig, broker: "AlpacaBroker") -> Pace:
     r = read_clock(broker)
     skew = clock_skew(r)
     if abs(skew) > cfg.venue.alpaca.max_skew_s + r.trip_ns / 1e9:
-        raise ConfigError("clock of this machine against Alpaca's, s", round(skew, 3), f"within {cfg.venue.alpaca.max_skew_s:g}", "synchronise it (NTP)")
+        allowed = f"within {cfg.venue.alpaca.max_skew_s:g}"
+        raise ConfigError("clock of this machine against Alpaca's, s", round(skew, 3), allowed, "synchronise it (NTP)")
     return Pace(time.time_ns(), time.monotonic_ns())
 
 # %% ../../nbs/trader/12_venues.ipynb #f7d5bc48
@@ -311,6 +315,21 @@ def last_of(bars: Bars, need: int) -> Bars:
     n = np.bincount(bars["sym"]) if len(bars) else np.zeros(0, np.int64)
     left = np.repeat(np.cumsum(n), n) - np.arange(len(bars))
     return np.sort(bars[at][left <= need], order=("ts", "sym"))
+
+# %% ../../nbs/trader/12_venues.ipynb #7d40a02b
+def rehearse(
+    setup: Setup,  # of the session
+    feed: Feed | None = None,  # not started
+) -> None:
+    "Compile what the first rows would compile."
+    rows = empty_depth(2)
+    rows["ts"] = rows["recv"] = setup.sessions[0].open_ts + np.arange(2) * MINUTE
+    rows["bid_px"][:, 0], rows["ask_px"][:, 0], rows["bid_qty"][:, 0], rows["ask_qty"][:, 0] = 100, 101, 1, 1
+    rows["ltp"], rows["ltq"], rows["volume"] = 100, 1, [1, 2]
+    t = Trader(setup)
+    t.handle(Depth(rows))
+    if t.desk is not None: list(t.desk.push(t.desk.closed(setup.sessions[0].open_ts + 3 * MINUTE)))
+    if feed is not None: getattr(feed, "rehearse", bool)()
 
 # %% ../../nbs/trader/12_venues.ipynb #6bad1e6b
 def paced(
