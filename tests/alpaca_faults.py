@@ -8,6 +8,7 @@ waits for an answer, so a session of minutes takes a second and a loaded machine
 
 import argparse
 import contextlib
+import gc
 import logging
 import os
 import shutil
@@ -28,8 +29,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import yaml
-from alpaca_live import KEYS, folder, venue
+from alpaca_live import folder, venue
 
 from scalp_nb.broker import alpaca as broker_alpaca
 from scalp_nb.feed import alpaca as feed_alpaca
@@ -40,7 +40,7 @@ from scalp_nb.practice import alpaca_wire
 from scalp_nb.practice.alpaca import PracticeServer
 from scalp_nb.practice.faults import Fault, random_script
 from scalp_nb.practice.venue import Tape, make_tape, step_clock, walk_tape
-from scalp_nb.trader import session, venues
+from scalp_nb.trader import venues
 from scalp_nb.trader.config import load_config
 from scalp_nb.trader.journal import payload
 from scalp_nb.trader.replay import replay_run
@@ -81,23 +81,23 @@ def script_of(seed: int) -> tuple[Fault, ...]:
     return tuple(f.model_copy(update={"args": {**f.args, "seconds": WALL[f.fault]}}) if f.fault in WALL else f for f in out)
 
 
-def config_of(seed: int, tape: Tape) -> RunConfig:
+def config_of(seed: int, tape: Tape, **over: Any) -> RunConfig:
     "The pressure scalper on one level, quick to enter and to leave; what rests at the venue differs by seed."
     end = datetime.fromtimestamp(int(tape.rows["ts"][0]) / 1e9 + LASTS, UTC)
     return load_config(RunConfig, None, {
         "venue.broker": "alpaca_practice", "run.account": "test", "run.seed": seed, "data.symbols": list(tape.universe.symbols), "data.end": end,
-        "strategy": {"name": "pressure", "fallback": "displayed", "levels": 1, "confirm_levels": 1, "warmup_rows": 5, "cooldown_s": 2.0, "rest_s": 4.0,
-                     "lower": 0.7, "decision_window_ms": 250},
+        "strategy": {"name": "pressure", "fallback": "displayed", "levels": 1, "confirm_levels": 1, "warmup_rows": 5, "cooldown_s": 2.0,
+                     "rest_s": 4.0, "lower": 0.7, "decision_window_ms": 250},
         "sizing": {"mode": "percent", "balance_pct": 0.05}, "exits.mode": ("venue_stop", "oco", "local")[seed % 3], "exits.stop_pct": 0.0006,
         "exits.target_pct": 0.001, "exits.entry_timeout_ms": 15_000, "exits.reprice_ms": 5_000, "exits.time_stop_s": 45.0,
         "risk.max_orders_per_second": 50, "risk.max_trades_per_day": 200, "risk.max_consecutive_losses": 100, "risk.avoid_first_minutes": 0,
         "health.max_lag_ms": 20_000, "health.stale_ms": STALE_MS, "health.connection_stale_ms": STALE_MS, "session.drain_timeout_s": 300.0,
         "session.reconcile_s": 30.0,
-        "venue.alpaca.account": {"connect_timeout_s": READ_S, "read_timeout_s": READ_S, "settle_s": 0.6, "reconcile_s": 0.15, "position_lag_s": 0.6,
+        "venue.alpaca.account": {"connect_timeout_s": READ_S, "read_timeout_s": READ_S, "settle_s": 0.6, "reconcile_s": 0.15, "position_lag_s": 10.0,
                                  "per_minute": 10_000, "reserve": 5_000,
                                  "ping_s": 0.5, "stream_timeout_s": 1.0, "first_wait_s": 0.02, "most_wait_s": 0.1},
-        "venue.alpaca.feed": {"batch_gap_s": 0.0, "connect_timeout_s": 1.0, "silence_s": 0.15, "ping_s": 0.5, "first_wait_s": 0.02, "most_wait_s": 0.1,
-                              "busy_wait_s": 0.05, "poll_delay_s": 0.0}})
+        "venue.alpaca.feed": {"batch_gap_s": 0.0, "connect_timeout_s": 1.0, "silence_s": 0.15, "ping_s": 0.5, "first_wait_s": 0.02,
+                              "most_wait_s": 0.1, "busy_wait_s": 0.05, "poll_delay_s": 0.0}, **over})
 
 
 @dataclass
@@ -181,6 +181,8 @@ class Story:
     status: int = 0
     records: list[Any] = field(default_factory=list)
     state: dict[str, Any] | None = None
+    faults: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
 
     def of(self, *kinds: str) -> list[Any]: return [r for r in self.records if r.kind in kinds]
 
@@ -235,7 +237,7 @@ def counted(s: Story) -> Iterator[str]:
 def conserved(s: Story) -> Iterator[str]:
     "4: cash and positions are the sum of the executions, and the ledger is the broker's."
     moved = sum((-int(e["side"]) * Decimal(e["qty"]) * Decimal(e["px"]) for e in s.truth["executions"]), Decimal(0))
-    if Decimal(s.truth["start_cash"]) + moved != Decimal(s.truth["cash"]): yield f"4: the venue's cash {s.truth['cash']} is not {moved} from the start"
+    if Decimal(s.truth["start_cash"]) + moved != Decimal(s.truth["cash"]): yield f"4: the venue's cash {s.truth['cash']}, {moved} by its executions"
     if s.truth["positions"]: yield f"4: not flat at the venue: {s.truth['positions']}"
     open_orders = [o["client_order_id"] for o in s.truth["orders"] if ended(o) == 2**62 and o["status"] not in ("rejected", "replaced")]
     if open_orders: yield f"4: left open at the venue: {open_orders}"
@@ -275,9 +277,7 @@ def protected(s: Story) -> Iterator[str]:
     intents = {r.data.intent.id: r.data.intent for r in s.of("command:Submit")}
     exits = {i.id for i in intents.values() if i.purpose is not Purpose.ENTRY}
     told = [r.ts for r in s.of("note:health", "note:alert", "note:trip")]
-    known = {r.data["exec_id"]: r.ts for r in s.of("note:fill")}
     learned = {symbol: sorted(r.ts for r in s.of("note:fill") if r.data["symbol"] == symbol) for symbol in s.tape.universe.symbols}
-    assert len(known) >= 0
     bound = int(BOUND_S * SECOND)
     for symbol in s.tape.universe.symbols:
         cover = [(ns(o["submitted_at"]), ended(o)) for o in s.truth["orders"] if o["symbol"] == symbol and o["status"] != "rejected"
@@ -343,35 +343,42 @@ class Outcome:
     refused: bool = False   # a fault at the start: nothing was traded
 
 
-def run_seed(seed: int, keep: Path | None = None, script: tuple[Fault, ...] | None = None, **over: Any) -> Outcome:
+def play(home: Path, cfg: RunConfig, tape: Tape, script: tuple[Fault, ...] = (), terms: dict[str, Any] | None = None,
+         beside: Callable[[PracticeServer], None] | None = None, **how: Any) -> Story:
+    "One session on stepped time; `beside` is called once the venue serves."
+    run_dir = folder(home, cfg)
+    with venue(tape, 0.0, script=script, state=home / "venue", terms={"rate_limit": 10_000, "zombie_s": 20.0, **(terms or {})}, **how) as server:
+        if beside is not None: beside(server)
+        with stepped(server, run_dir) as seen: status = run_session(cfg, run_dir)
+        truth, faults, events = server.get("truth"), server.get("faults"), server.get("events")
+    return read_story(Story(run_dir, truth, seen, tape, status, faults=faults, events=events))
+
+
+def broken(s: Story) -> list[str]:
+    "What a run broke; one that was refused at the start must have traded nothing."
+    if s.of("event:Started"): return [x for check in CHECKS for x in check(s)]
+    return [f"orders at a venue the session never started at: {s.truth['orders']}"] if s.truth["orders"] else []
+
+
+def run_seed(seed: int, keep: Path | None = None) -> Outcome:
     "One session under its faults, and what it broke."
     wall, cpu = time.monotonic(), time.process_time()
-    tape, script = tape_of(seed), script_of(seed) if script is None else script
-    home = Path(tempfile.mkdtemp(dir=shm if (shm := Path("/dev/shm")).is_dir() else None)) if keep is None else keep
+    shm = Path("/dev/shm")
+    home = Path(tempfile.mkdtemp(dir=shm if shm.is_dir() else None)) if keep is None else keep
     try:
-        cfg = config_of(seed, tape)
-        if over: cfg = load_config(RunConfig, None, {**yaml.safe_load(cfg.model_dump_json()), **over})
-        run_dir = folder(home, cfg)
-        terms = {"seed": seed, "rate_limit": 10_000, "partial_prob": (0.0, 0.1, 0.4)[seed // 3 % 3], "zombie_s": 20.0}
-        with venue(tape, 0.0, script=script, seed=seed, state=home / "venue", terms=terms) as server:
-            with stepped(server, run_dir) as seen: status = run_session(cfg, run_dir)
-            truth, faults = server.get("truth"), Counter(f["fault"] for f in server.get("faults"))
-        out = Outcome(seed, [], len(truth["executions"]), len(truth["orders"]), faults)
-        story = read_story(run_dir, truth, seen, tape, status)
-        out.refused = not story.of("event:Started")
-        if out.refused: out.broken += [f"orders at a venue the session never started at: {truth['orders']}"] if truth["orders"] else []
-        else: out.broken += [x for check in CHECKS for x in check(story)]
-        out.cpu, out.wall = time.process_time() - cpu, time.monotonic() - wall
+        tape = tape_of(seed)
+        s = play(home, config_of(seed, tape), tape, script_of(seed), {"seed": seed, "partial_prob": (0.0, 0.1, 0.4)[seed // 3 % 3]}, seed=seed)
+        out = Outcome(seed, broken(s), len(s.truth["executions"]), len(s.truth["orders"]), Counter(f["fault"] for f in s.faults))
+        out.refused, out.cpu, out.wall = not s.of("event:Started"), time.process_time() - cpu, time.monotonic() - wall
         return out
     finally:
         if keep is None: shutil.rmtree(home, ignore_errors=True)
 
 
-def read_story(run_dir: Path, truth: dict[str, Any], seen: Seen, tape: Tape, status: int) -> Story:
-    "Read the journal."
-    s = Story(run_dir, truth, seen, tape, status)
-    if (run_dir / "store.db").exists():
-        store = Store.open(run_dir / "store.db", "test", exclusive=False)
+def read_story(s: Story) -> Story:
+    "Add the journal."
+    if (s.run_dir / "store.db").exists():
+        store = Store.open(s.run_dir / "store.db", "test", exclusive=False)
         s.records = [Line(r.seq, r.ts, r.kind, getattr(x := payload(r), "data", x)) for r in store.records()]
         s.state = store.get_state("trader")
         store.close()
@@ -399,12 +406,13 @@ def main(argv: list[str] | None = None) -> int:
     first, last = (a.seed, a.seed + 1) if a.seed is not None else map(int, a.seeds.split(":"))
     logging.disable(logging.CRITICAL)
     if a.jobs > 1: return fan_out(first, last, a)
-    with contextlib.redirect_stderr(open(os.devnull, "w")): run_seed(first, script=())   # everything is compiled before time matters
+    with contextlib.redirect_stderr(open(os.devnull, "w")): run_seed(first)   # everything is compiled before time matters
     bad, sums, faults, t0 = 0, Counter[str](), Counter[str](), time.monotonic()
     for seed in range(first, last):
         with contextlib.redirect_stderr(sys.stderr if a.verbose else open(os.devnull, "w")):
             try: out = run_seed(seed, a.keep and a.keep / str(seed))
             except Exception: out = Outcome(seed, [traceback.format_exc()])
+        gc.collect()
         bad += bool(out.broken)
         faults += out.faults
         sums.update(runs=1, refused=out.refused, fills=out.fills, orders=out.orders)

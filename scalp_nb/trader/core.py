@@ -734,7 +734,8 @@ def on_depth(t: Trader, e: Depth, out: list[Command]) -> None:
     while not out and not t.halted and t.watched < 0:
         begin, t.consumed = t.consumed, t.scanner.run(e.rows, t.consumed, min(e.until, due_at(t)))
         if t.desk is not None: t.desk.take(e.rows[begin:t.consumed])
-        due = due_at(t)  # again: the scan may have opened a decision window that ends before what was due
+        due = due_at(t)  # again: the scan may have opened a decision window that ends before what was due, or closed the one that was due
+        if t.scanner.reason & UNTIL and max(t.now, int(e.rows["recv"][t.consumed])) <= min(due, e.until): continue
         if t.scanner.reason & UNTIL and due <= e.until: advance(t, due, out)
         elif t.scanner.reason & UNTIL: break
         elif t.scanner.reason: decide(t, out)
