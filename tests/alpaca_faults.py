@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import threading
@@ -21,6 +22,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -93,7 +95,7 @@ def config_of(seed: int, tape: Tape, **over: Any) -> RunConfig:
         "risk.max_orders_per_second": 50, "risk.max_trades_per_day": 200, "risk.max_consecutive_losses": 100, "risk.avoid_first_minutes": 0,
         "health.max_lag_ms": 20_000, "health.stale_ms": STALE_MS, "health.connection_stale_ms": STALE_MS, "session.drain_timeout_s": 300.0,
         "session.reconcile_s": 30.0,
-        "venue.alpaca.account": {"connect_timeout_s": READ_S, "read_timeout_s": READ_S, "settle_s": 0.6, "reconcile_s": 0.15, "position_lag_s": 10.0,
+        "venue.alpaca.account": {"connect_timeout_s": READ_S, "read_timeout_s": READ_S, "settle_s": 0.6, "reconcile_s": 0.09, "position_lag_s": 10.0,
                                  "per_minute": 10_000, "reserve": 5_000,
                                  "ping_s": 0.5, "stream_timeout_s": 1.0, "first_wait_s": 0.02, "most_wait_s": 0.1},
         "venue.alpaca.feed": {"batch_gap_s": 0.0, "connect_timeout_s": 1.0, "silence_s": 0.15, "ping_s": 0.5, "first_wait_s": 0.02,
@@ -243,6 +245,7 @@ def conserved(s: Story) -> Iterator[str]:
     if open_orders: yield f"4: left open at the venue: {open_orders}"
     end = s.of("run:end")
     if not end: yield "4: the run did not end in order"
+    elif end[0].data["reason"].startswith("not compared") and end[0].data["flat"]: return   # the venue was away at the end, and the run says so
     elif not end[0].data["ok"] or end[0].data["differences"]: yield f"4: ended badly: {end[0].data}"
     state = s.state
     if state is not None:
@@ -405,7 +408,7 @@ def main(argv: list[str] | None = None) -> int:
     a = p.parse_args(argv)
     first, last = (a.seed, a.seed + 1) if a.seed is not None else map(int, a.seeds.split(":"))
     logging.disable(logging.CRITICAL)
-    if a.jobs > 1: return fan_out(first, last, a)
+    if last - first > CHUNK or a.jobs > 1: return in_parts(first, last, a)
     with contextlib.redirect_stderr(open(os.devnull, "w")): run_seed(first)   # everything is compiled before time matters
     bad, sums, faults, t0 = 0, Counter[str](), Counter[str](), time.monotonic()
     for seed in range(first, last):
@@ -425,13 +428,16 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if bad else 0
 
 
-def fan_out(first: int, last: int, a: argparse.Namespace) -> int:
-    "The range in equal parts, a process each."
-    import subprocess
-    cuts = np.linspace(first, last, a.jobs + 1).astype(int).tolist()
+CHUNK = 50   # seeds of one process
+
+def in_parts(first: int, last: int, a: argparse.Namespace) -> int:
+    "The range in processes of their own, so many at once; a sum at the end."
     more = (["--keep", str(a.keep)] if a.keep else []) + (["-v"] if a.verbose else [])
-    parts = [subprocess.Popen([sys.executable, __file__, "--seeds", f"{x}:{y}", *more]) for x, y in zip(cuts, cuts[1:], strict=False)]
-    return max(p.wait() for p in parts)
+    def part(k: int) -> int:
+        return subprocess.run([sys.executable, __file__, "--seeds", f"{k}:{min(k + CHUNK, last)}", *more], check=False).returncode
+    with ThreadPoolExecutor(max(1, a.jobs)) as pool: codes = list(pool.map(part, range(first, last, CHUNK)))
+    print(f"{first}:{last}: {sum(c != 0 for c in codes)} of {len(codes)} parts had a seed that broke something")
+    return max(codes)
 
 
 if __name__ == "__main__":

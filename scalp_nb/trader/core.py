@@ -930,7 +930,9 @@ def compare(t: Trader, b: BrokerState, ts: int, out: list[Command], starting: bo
         out.append(Halt("the broker's books differ from ours, nothing is traded:\n" + explain(r), ok=False))
         t.halted = True
     seen = frozenset(d.text for d in r.differences)
-    if not starting and seen & t.differed: t.breakers.trip("reconcile", ts, "books differ: " + "; ".join(sorted(seen & t.differed)))
+    if not starting and seen & t.differed:
+        trip = t.breakers.trip("reconcile", ts, "books differ: " + "; ".join(sorted(seen & t.differed)))
+        if trip is not None: out.append(Note("trip", {"breaker": trip.name, "reason": trip.reason, "numbers": {}}))
     t.differed = seen
     if starting: t.reconciled = not r.differences and not r.unresolved
 
