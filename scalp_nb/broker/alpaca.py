@@ -235,7 +235,7 @@ class AlpacaBroker:
         self._lanes, self._reads = Lanes(cfg.workers, functools.partial(_broke, self)), ThreadPoolExecutor(6, "scalp-broker-read")
         self._lock, self._known, self._by_venue = threading.RLock(), dict[str, Known](), dict[str, str]()
         self._execs, self._assets, self._news = set[str](), dict[str, Asset](), list[LinkNews]()
-        self._last_fill: dict[str, tuple[float, Decimal, Decimal]] = {}  # symbol -> (monotonic s, position after, price)
+        self._last_fill: dict[str, tuple[float, Decimal, Decimal, str]] = {}  # symbol -> (monotonic s, position after, price, execution)
         self._stream_up, self._closing, self._listener = threading.Event(), threading.Event(), None
         self._stream_error: Exception | None = None
         self._short, self._since = True, 0
@@ -603,7 +603,7 @@ def _event(b: "AlpacaBroker", e: TradeEvent) -> None:
     o, u = e.order, event_update(e, b._clock())
     with b._lock:
         k = _learn(b, o)
-        if e.position is not None and u.kind is UpdateKind.FILL: b._last_fill[o.symbol] = (time.monotonic(), e.position, u.px)
+        if e.position is not None and u.kind is UpdateKind.FILL: b._last_fill[o.symbol] = (time.monotonic(), e.position, u.px, u.exec_id)
         if u.kind is UpdateKind.REJECT and k.state is OrderState.REJECTED: return  # the answer to the submit has said so
         if u.kind is not UpdateKind.REJECT: _ack(b, o, u.ts)
         if u.kind is UpdateKind.FILL: _fill(b, u)
@@ -673,7 +673,7 @@ def _settled(b: "AlpacaBroker", ts: int) -> BrokerState:
         account, raw, working, day, fills = _read_all(b, ts)
         for o in (*working, *day): _inherit(b, o)
         updates = _with_clients(b, fills)
-        positions = _positions(b, raw)
+        positions = _positions(b, raw, fills)
         if time.monotonic() >= until or b._closing.is_set() or not _lagging(b, positions, fills): break
         time.sleep(min(0.5, b.cfg.position_lag_s))
     return BrokerState(read_account(account, ts), positions, tuple(broker_order(o) for o in working if state_of(o) not in TERMINAL), updates)
@@ -685,17 +685,24 @@ def _with_clients(b: "AlpacaBroker", fills: list[FillActivity]) -> tuple[Update,
         _learn(b, read_order(_get(b, f"/orders/{venue_id}", what="order")))
     return tuple(fill_update(f, b._by_venue[f.order_id]) for f in fills)
 
-def _positions(b: "AlpacaBroker", raw: Any) -> tuple[tuple[str, Decimal, Decimal], ...]:
+def _overtaken(b: "AlpacaBroker", symbol: str, fills: list[FillActivity]) -> bool:
+    "Is an execution known that is newer than the last one the stream told of? A stream that is down, or late, knows an old position."
+    mine = [f for f in fills if f.symbol == symbol]
+    told = [f.ts for f in mine if f.exec_id == b._last_fill[symbol][3]]
+    return bool(told) and told[0] < max(f.ts for f in mine)
+
+def _positions(b: "AlpacaBroker", raw: Any, fills: list[FillActivity]) -> tuple[tuple[str, Decimal, Decimal], ...]:
     "Positions, brought up to the last execution the stream told of."
     found = {s: (q, px) for s, q, px in (read_position(d) for d in raw)}
-    for s, (at, qty, px) in list(b._last_fill.items()):
-        if time.monotonic() - at > b.cfg.position_lag_s: continue
+    for s, (at, qty, px, _) in list(b._last_fill.items()):
+        if time.monotonic() - at > b.cfg.position_lag_s or _overtaken(b, s, fills): continue
         if qty != found.get(s, (Decimal(0), px))[0]: found[s] = (qty, found.get(s, (qty, px))[1])
     return tuple((s, q, px) for s, (q, px) in sorted(found.items()) if q)
 
 def _lagging(b: "AlpacaBroker", positions: tuple[tuple[str, Decimal, Decimal], ...], fills: list[FillActivity]) -> bool:
     "Is there a fresh execution, unknown to the stream, that the positions do not show? True for accounts that were flat overnight."
-    fresh = {f.symbol for f in fills if f.ts > b._clock() - int(b.cfg.position_lag_s * 1e9) and f.symbol not in b._last_fill}
+    recent = {f.symbol for f in fills if f.ts > b._clock() - int(b.cfg.position_lag_s * 1e9)}
+    fresh = {s for s in recent if s not in b._last_fill or _overtaken(b, s, fills)}
     held = {s: q for s, q, _ in positions}
     return any(sum((f.qty * f.side for f in fills if f.symbol == s), Decimal(0)) != held.get(s, Decimal(0)) for s in fresh)
 

@@ -186,7 +186,8 @@ def record_fill(
 def _part(ex: Exchange, w: Working, want: int) -> int:
     "How much of a possible match happens."
     if ex.partial_prob <= 0 or want <= ex.step or draw(ex.seed, w.intent.id, "part", w.execs) >= ex.partial_prob: return want
-    return max(ex.step, int(want * draw(ex.seed, w.intent.id, "size", w.execs)) // ex.step * ex.step)
+    step = max(ex.step, SCALE) if w.qty % SCALE == 0 else ex.step   # an order for whole shares is filled in whole shares
+    return min(want, max(step, int(want * draw(ex.seed, w.intent.id, "size", w.execs)) // step * step))
 
 # %% ../../nbs/broker/01_exchange.ipynb #c625fa1c
 def _walk(ex: Exchange, w: Working, levels: list[list[int]], ts: int, px: int | None) -> list[Update]:

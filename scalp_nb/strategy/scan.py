@@ -141,7 +141,7 @@ def one_row(r, s, g, p, book, watch, now: int) -> int:  # type: ignore[no-untype
     if g.last_recv != 0 and now - g.last_recv > p.conn_stale_ns:
         reason |= SILENCE
         g.silences += 1
-        g.suspect_until = now + p.suspect_ns
+        g.suspect_until = max(g.suspect_until, now + p.suspect_ns)  # a connection that is down keeps it at the end of time
     g.last_recv = now
     before, first, dt = s.health, s.rows == 0, r.ts - s.ts
     if take_row(r, s, p) != 0:

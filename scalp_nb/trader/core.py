@@ -734,7 +734,8 @@ def on_depth(t: Trader, e: Depth, out: list[Command]) -> None:
     while not out and not t.halted and t.watched < 0:
         begin, t.consumed = t.consumed, t.scanner.run(e.rows, t.consumed, min(e.until, due_at(t)))
         if t.desk is not None: t.desk.take(e.rows[begin:t.consumed])
-        due = due_at(t)  # again: the scan may have opened a decision window that ends before what was due
+        due = due_at(t)  # again: the scan may have opened a decision window that ends before what was due, or closed the one that was due
+        if t.scanner.reason & UNTIL and max(t.now, int(e.rows["recv"][t.consumed])) <= min(due, e.until): continue
         if t.scanner.reason & UNTIL and due <= e.until: advance(t, due, out)
         elif t.scanner.reason & UNTIL: break
         elif t.scanner.reason: decide(t, out)
@@ -929,7 +930,9 @@ def compare(t: Trader, b: BrokerState, ts: int, out: list[Command], starting: bo
         out.append(Halt("the broker's books differ from ours, nothing is traded:\n" + explain(r), ok=False))
         t.halted = True
     seen = frozenset(d.text for d in r.differences)
-    if not starting and seen & t.differed: t.breakers.trip("reconcile", ts, "books differ: " + "; ".join(sorted(seen & t.differed)))
+    if not starting and seen & t.differed:
+        trip = t.breakers.trip("reconcile", ts, "books differ: " + "; ".join(sorted(seen & t.differed)))
+        if trip is not None: out.append(Note("trip", {"breaker": trip.name, "reason": trip.reason, "numbers": {}}))
     t.differed = seen
     if starting: t.reconciled = not r.differences and not r.unresolved
 
@@ -952,6 +955,7 @@ def on_link(t: Trader, e: Link, out: list[Command]) -> None:
     advance(t, e.ts, out)
     out.append(Note("health", {"symbol": None, "bits": [f"{e.name}_{'up' if e.up else 'down'}"], "reason": e.reason}))
     (t.down.discard if e.up else t.down.add)(e.name)
+    if t.down: drop_window(t)   # candidates that were waiting, too
     t.scanner.g["suspect_until"] = NEVER if t.down else e.ts + int(t.scanner.p["suspect_ns"])
 
 def on_news(t: Trader, e: News, out: list[Command]) -> None:

@@ -1,0 +1,59 @@
+"""Fault runs at the Alpaca practice venue: five seeds in every build, a thousand in `make soak`, and what earlier ones found."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("alpaca")
+
+from alpaca_faults import broken, config_of, play, run_seed, tape_of  # noqa: E402
+
+from scalp_nb.practice.faults import read_script  # noqa: E402
+
+FOUND = {
+    2: "a feed that came back after a silence switched entries on although the broker was down",
+    13: "a candidate that was waiting when the connection went down was sent all the same",
+    17: "a decision window that closed by itself let time jump to the next timer: the replay differed",
+    38: "the update stream was down, and its last word on a position was believed against newer executions",
+}
+
+
+@pytest.mark.parametrize("seed", [*FOUND, 1])
+def test_five_seeds(seed: int) -> None:
+    out = run_seed(seed)
+    assert out.broken == [], f"again: python tests/alpaca_faults.py --seed {seed} -v"
+    assert out.faults and out.fills, "a run without faults or fills shows nothing"
+
+
+def test_a_broken_invariant_is_seen(tmp_path: Path) -> None:
+    """The checks can fail: each is shown a story in which its invariant is broken."""
+    tape = tape_of(1)
+    s = play(tmp_path, config_of(0, tape), tape, read_script([{"fault": "update_lost", "match": "fill"}]))
+    assert broken(s) == [] and s.of("note:fill")
+    def finds(n: str) -> bool: return any(x.startswith(n) for x in broken(s))
+    first = s.of("command:Submit")[0].data.intent.id
+    s.seen.early.append(first)
+    assert finds("1")
+    s.seen.early.clear()
+    s.seen.posts[first] += 1
+    assert finds("2")
+    s.seen.posts[first] -= 1
+    lost = s.truth["executions"].pop()
+    assert finds("3") and finds("4")
+    s.truth["executions"].append(lost)
+    fills = [r for r in s.records if r.kind in ("note:fill", "note:health", "note:alert")]
+    kept, orders = s.records, s.truth["orders"]
+    exits = {r.data.intent.id for r in s.of("command:Submit") if r.data.intent.purpose.value != "entry"}
+    s.records, s.truth["orders"] = [r for r in kept if r not in fills], [o for o in orders if o["client_order_id"] not in exits]
+    s.truth["executions"] = [e | {"ts": e["ts"] + (200 * 10**9 if i else 0)} for i, e in enumerate(s.truth["executions"])]
+    assert finds("5")
+    s.records, s.truth["orders"] = kept, orders
+    assert broken(s) == []
+
+
+@pytest.mark.soak
+def test_a_thousand_seeds() -> None:
+    script = Path(__file__).parent / "alpaca_faults.py"
+    assert subprocess.run([sys.executable, str(script), "--seeds", "0:1000"], check=False).returncode == 0
