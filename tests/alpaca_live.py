@@ -87,9 +87,9 @@ def folder(tmp_path: Path, cfg: RunConfig, name: str = "r") -> Path:
     return run_dir
 
 
-def of_kind(run_dir: Path, *kinds: str) -> list[Any]:
+def of_kind(run_dir: Path, *kinds: str, account: str = "test") -> list[Any]:
     "What the journal holds of some kinds."
-    return [payload(r) for r in Store.open(run_dir / "store.db", "test", exclusive=False).records() if r.kind in kinds]
+    return [payload(r) for r in Store.open(run_dir / "store.db", account, exclusive=False).records() if r.kind in kinds]
 
 
 def begun(run_dir: Path, cfg: RunConfig, *args: str) -> "subprocess.Popen[str]":
@@ -98,9 +98,9 @@ def begun(run_dir: Path, cfg: RunConfig, *args: str) -> "subprocess.Popen[str]":
                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def journal(run_dir: Path, *kinds: str) -> list[Any]:
+def journal(run_dir: Path, *kinds: str, account: str = "test") -> list[Any]:
     "`of_kind` for a run that may not have a store yet."
-    try: return of_kind(run_dir, *kinds)
+    try: return of_kind(run_dir, *kinds, account=account)
     except StoreError: return []
 
 

@@ -2,15 +2,20 @@
 
 import os
 import signal
+import threading
 import time
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pytest
-from alpaca_live import begun, conf, folder, journal, market, of_kind, shaped, until, venue
+import yaml
+from alpaca_live import begun, conf, folder, journal, market, of_kind, shaped, until, venue, wire
+from realdata import realdata
+from test_live_notebook import ROOT, finish, papermill
 
 pytest.importorskip("alpaca")
 
@@ -19,9 +24,11 @@ from scalp_nb.order.types import Intent, OrderType, Purpose, Side, Tif, UpdateKi
 from scalp_nb.practice.alpaca import PracticeServer  # noqa: E402
 from scalp_nb.practice.alpaca_orders import AlpacaTerms  # noqa: E402
 from scalp_nb.practice.faults import read_script  # noqa: E402
+from scalp_nb.practice.venue import bar_tape  # noqa: E402
+from scalp_nb.trader.client import SessionClient  # noqa: E402
 from scalp_nb.trader.lease import write_kill  # noqa: E402
 from scalp_nb.trader.replay import replay_run  # noqa: E402
-from scalp_nb.trader.report import load_run, write_results  # noqa: E402
+from scalp_nb.trader.report import load_run  # noqa: E402
 from scalp_nb.trader.session import EXIT_CONFIG, EXIT_OK, EXIT_REFUSED, run_session  # noqa: E402
 from scalp_nb.trader.venues import open_venue, shut  # noqa: E402
 
@@ -38,11 +45,11 @@ def at(tape: Any, seconds: float) -> datetime:
     return datetime.fromtimestamp(int(tape.rows["ts"][0]) / 1e9 + seconds, UTC)
 
 
-def same_as_venue(run_dir: Path, server: PracticeServer) -> int:
+def same_as_venue(run_dir: Path, server: PracticeServer, account: str = "test") -> int:
     "The journal's fills are the venue's executions, each once, and no order was sent twice; how many fills."
     truth = server.get("truth")
-    fills = [n.data for n in of_kind(run_dir, "note:fill")]
-    sent = [c.intent.id for c in of_kind(run_dir, "command:Submit")]
+    fills = [n.data for n in of_kind(run_dir, "note:fill", account=account)]
+    sent = [c.intent.id for c in of_kind(run_dir, "command:Submit", account=account)]
     assert len(sent) == len(set(sent)) and {o["client_order_id"] for o in truth["orders"]} <= set(sent)
     assert len({o["client_order_id"] for o in truth["orders"]}) == len(truth["orders"])
     assert len({f["exec_id"] for f in fills}) == len(fills) == len(truth["executions"])
@@ -50,26 +57,73 @@ def same_as_venue(run_dir: Path, server: PracticeServer) -> int:
     return len(fills)
 
 
-def test_a_session_on_generated_bars(tmp_path):
-    tape = market(n=5, minutes=19, seed=3)
-    cfg = conf(tape, 100.0, **{"data.end": at(tape, 16 * 60), "risk.max_consecutive_losses": 100})
-    run_dir = folder(tmp_path, cfg)
-    with venue(tape, 100.0) as server:
-        assert run_session(cfg, run_dir) == EXIT_OK
-        assert same_as_venue(run_dir, server) >= 6
+def shipped(tmp_path: Path, tape: Any, speed: float, seconds: float, **over: Any) -> tuple[Path, nbformat.NotebookNode, PracticeServer]:
+    "The shipped configuration under papermill against a venue that plays `tape`; its sections changed where wall time or prices ask for it."
+    params = yaml.safe_load((ROOT / "nbs/live/alpaca_sma.yaml").read_text(encoding="utf-8"))
+    changes: dict[str, Any] = {"venue": {"broker": "alpaca_practice", "alpaca": {"feed": wire(speed)["venue.alpaca.feed"]}},
+                               "until": at(tape, seconds).isoformat()} | over
+    for name, value in wire(speed).items():
+        section, _, key = name.partition(".")
+        if section in ("health", "exits", "session"): changes.setdefault(section, {})[key] = value
+    merged = {**params, **{k: {**params[k], **v} if isinstance(v, dict) and isinstance(params.get(k), dict) else v for k, v in changes.items()}}
+    with venue(tape, speed, terms={"rate_limit": 200}) as server:
+        status, out = finish(papermill(tmp_path, merged), 560)
+        assert status == 0, out[-3000:]
+        same_as_venue(tmp_path / "run", server, "paper")
         assert server.get("truth")["positions"] == {}
-    end, run = of_kind(run_dir, "run:end")[0], load_run(run_dir)
+    return tmp_path / "run", nbformat.read(tmp_path / "run/live_trading.ipynb", 4), server
+
+
+def told(nb: nbformat.NotebookNode) -> str:
+    "Everything the notebook printed as text."
+    outputs = [o for c in nb.cells if c.cell_type == "code" for o in c.outputs]
+    return "\n".join(str(o.get("text", "")) + str(o.get("data", "")) for o in outputs)
+
+
+def ended_by_stop_and_target(run_dir: Path) -> None:
+    "Ask the session for a flat end once it has left positions by stop and by target."
+    def reasons() -> set[str]: return {n.data["reason"] for n in journal(run_dir, "note:round_trip", account="paper")}
+    try: until(lambda: {"stop", "target"} <= reasons(), "both exits", 120, every=0.5)
+    finally:
+        with SessionClient(run_dir) as c: c.stop("test")
+
+
+def test_the_shipped_configuration_on_generated_bars(tmp_path):
+    tape = market(n=8, minutes=180, seed=3)
+    ender = threading.Thread(target=ended_by_stop_and_target, args=(tmp_path / "run",))
+    ender.start()
+    run_dir, nb, _ = shipped(tmp_path, tape, 100.0, 170 * 60, symbols=list(tape.universe.symbols), exits={"stop_pct": 0.0006, "target_pct": 0.0008},
+                             strategy={"params": {"fast_period": 5, "slow_period": 15}},
+                             risk={"max_consecutive_losses": 100, "max_trades_per_day": 100})
+    ender.join()
+    end, run = of_kind(run_dir, "run:end", account="paper")[0], load_run(run_dir)
     assert end["ok"] and end["flat"] and end["differences"] == []
     assert {"stop", "target"} <= set(run.round_trips["reason"])
-    assert len(of_kind(run_dir, "event:BarClosed")) >= 10
-    assert write_results(run_dir).exists()
+    said = told(nb)
+    assert "the practice venue of this machine" in said and "all 8 symbols by iex" in said and "100 times as fast as ours" in said
     again = replay_run(run_dir)
     assert again.ok and again.commands > 50, again.first
 
 
+@pytest.mark.soak
+def test_the_shipped_configuration_on_a_recorded_session(tmp_path):
+    """31 US equities, minute bars of 2026-03-20 to half past eleven, a minute in a second. The recording counts no trades, so that filter is off."""
+    path = realdata("us_bars/us_symbols_1min_2026-03-12_2026-03-20.tar.xz")
+    symbols = yaml.safe_load((ROOT / "nbs/live/alpaca_sma.yaml").read_text(encoding="utf-8"))["symbols"]
+    assert len(symbols) == len(set(symbols)) == 31
+    tape = bar_tape(path, "2026-03-20", symbols)
+    run_dir, nb, server = shipped(tmp_path, tape, 60.0, 7200, strategy={"min_bar_trades": 0})
+    run, said = load_run(run_dir), told(nb)
+    assert len(run.round_trips) == 20 and {"stop", "target", "signal"} <= set(run.round_trips["reason"])
+    assert "30 of 31 by iex; RIVN by request, once a minute" in said
+    assert {b[0] for n in of_kind(run_dir, "note:bars", account="paper") for b in n.data["bars"]} == set(symbols)   # the last one, too
+    again = replay_run(run_dir)
+    assert again.ok, again.first
+
+
 def test_a_killed_session_goes_on_within_ten_seconds(tmp_path):
-    tape = market(n=5, minutes=60, seed=3)
-    cfg = conf(tape, 40.0, **{"risk.max_consecutive_losses": 100, "exits.stop_pct": 0.004, "exits.target_pct": 0.008})
+    tape = shaped(waves(3, 2400))
+    cfg = conf(tape, 40.0, **{"risk.max_consecutive_losses": 100, "exits.stop_pct": 0.05, "exits.target_pct": 0.5})
     run_dir = folder(tmp_path, cfg)
     with venue(tape, 40.0) as server:
         first = begun(run_dir, cfg)
@@ -123,31 +177,40 @@ def test_what_the_books_do_not_know_is_refused_and_printed(planted, tmp_path, ca
     print(said)
 
 
+def waves(n: int, seconds: int) -> Any:
+    "Prices that rise for four minutes and fall for four, all symbols together: every turn is a crossing."
+    t = np.arange(seconds) % 480
+    return 98.8 + 0.003 * np.minimum(t, 480 - t)[:, None] * np.ones(n)
+
+
 def test_the_kill_switch_with_ten_orders_and_ten_positions(tmp_path):
-    n, seconds = 10, 1500
-    rise = np.clip(np.arange(seconds) - 60, 0, None)[:, None] * 0.0004 * np.ones(n)
-    tape = shaped(98.8 + rise)
-    cfg = conf(tape, 20.0, **{"data.symbols": list(tape.universe.symbols), "exits.stop_pct": 0.05, "exits.target_pct": 0.5,
+    n = 10
+    tape = shaped(waves(n, 1800))
+    cfg = conf(tape, 60.0, **{"exits.stop_pct": 0.05, "exits.target_pct": 0.5, "risk.max_consecutive_losses": 100,
                               "risk.max_loss_per_trade_pct": 0.05, "risk.max_gross_exposure_pct": 2.0})
     run_dir = folder(tmp_path, cfg)
-    with venue(tape, 20.0) as server:
-        p = begun(run_dir, cfg)
-        def ready() -> bool:
-            truth = server.get("truth")
-            return len(truth["positions"]) == n and sum(o["status"] in ("new", "accepted") for o in truth["orders"]) >= n
-        until(lambda: p.poll() is not None or ready(), "ten positions with their stops", 60, every=0.1)
-        assert p.poll() is None, p.stderr and p.stderr.read()
-        stops = {o["id"] for o in server.get("truth")["orders"] if o["status"] in ("new", "accepted")}
-        write_kill(run_dir, "test")
-        t0 = time.monotonic()
-        def gone() -> bool: return not stops & {o["id"] for o in server.get("truth")["orders"] if o["status"] in ("new", "accepted")}
-        until(gone, "all cancels", 10, every=0.005)
-        cancelled = time.monotonic() - t0
-        until(lambda: not server.get("truth")["positions"], "flat", 20)
-        print(f"{len(stops)} orders cancelled {cancelled:.2f} s after the kill switch, {n} positions flat after {time.monotonic() - t0:.2f} s")
-        p.send_signal(signal.SIGTERM)
-        assert p.wait(60) == EXIT_OK
+    seen: dict[str, Any] = {}
+    def hand() -> None:
+        "Another program that watches, kills, and ends the session."
+        def working() -> set[str]: return {o["id"] for o in server.get("truth")["orders"] if o["status"] in ("new", "accepted")}
+        try:
+            until(lambda: len(server.get("truth")["positions"]) == n and len(working()) >= n, "ten positions with their stops", 60, every=0.1)
+            seen["stops"] = working()
+            write_kill(run_dir, "test")
+            t0 = time.monotonic()
+            until(lambda: not seen["stops"] & working(), "all cancels", 10, every=0.005)
+            seen["cancelled"] = time.monotonic() - t0
+            until(lambda: not server.get("truth")["positions"], "flat", 20)
+            seen["flat"] = time.monotonic() - t0
+        finally: os.kill(os.getpid(), signal.SIGTERM)   # the session's own handler: a request to stop
+    with venue(tape, 60.0) as server:
+        other = threading.Thread(target=hand)
+        other.start()
+        assert run_session(cfg, run_dir) == EXIT_OK
+        other.join()
         same_as_venue(run_dir, server)
+    stops, cancelled = seen["stops"], seen["cancelled"]
+    print(f"{len(stops)} orders cancelled {cancelled:.2f} s after the kill switch, {n} positions flat after {seen['flat']:.2f} s")
     assert len(stops) == n and cancelled <= 1.0
     assert "kill" in [c.data["action"] for c in of_kind(run_dir, "note:control")]
 
@@ -194,7 +257,7 @@ def test_real_money_is_asked_for_in_every_way_or_refused(tmp_path, capfd, monkey
 
 
 def test_an_order_still_on_its_way_out_is_not_called_absent(tmp_path):
-    """Found in a rehearsal: the market clock, asked before the order is sent, was slow; the look-up overtook the order and told that there is none."""
+    """Found in a rehearsal: the market clock, asked before an order is sent, was slow; the look-up overtook the order and found none."""
     tape = market(n=2, minutes=2)
     script = read_script([{"fault": "http_slow", "match": "GET /v2/clock", "at": 2.0, "times": 1, "args": {"seconds": 1.5}}])
     with venue(tape, 1.0, script=script) as server:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from markets import DAY, synthetic
@@ -19,9 +20,10 @@ from scalp_nb.feed.recorder import write_parquet
 from scalp_nb.live import notebook as live
 from scalp_nb.research.stats import economics_of
 from scalp_nb.research.validate import Evidence, GateConfig, Promoted, Verdict, economics_checks, judge, make_trades, promote
+from scalp_nb.strategy.barplan import BarPlan, legs
 from scalp_nb.trader import session
 from scalp_nb.trader.config import InvalidConfig, LiveMoney, live_phrase, load_config
-from scalp_nb.trader.promoted import PromotionError, checked, load_promoted, seal
+from scalp_nb.trader.promoted import PromotionError, checked, load_promoted, plan_parameters, require_promoted, seal, with_file
 from scalp_nb.trader.report import assumptions, load_run
 from scalp_nb.trader.setup import RunConfig, refuse_live
 
@@ -168,6 +170,84 @@ def test_a_running_strategy_is_not_changed_with_real_money(tmp_path: Path) -> No
     session.request(run, "set", "me", path="risk.max_trades_per_day", value=3)
     assert [e.args["path"] for e in Sent.events] == ["risk.max_trades_per_day"]
     assert [r["kind"] for r in Kept.rows] == ["run:refused"] and "promoted parameter" in Kept.rows[0]["reason"]
+
+
+# ---- strategies on bars -----------------------------------------------------------------------------------------------------------------
+
+MINE = """
+from numba import njit
+from scalp_nb.strategy.indicators import sma
+from scalp_nb.strategy.protocol import CLOSE, INDICATORS, SIDE, STRENGTH, BarParams, BarStrategy
+
+@njit
+def above(state, p, x, out):
+    now = 1.0 if x[CLOSE] > x[INDICATORS] else -1.0
+    if state[0] != 0.0 and now != state[0]: out[SIDE], out[STRENGTH] = now, 50.0
+    if x[INDICATORS] == x[INDICATORS]: state[0] = now
+
+class P(BarParams):
+    period: int = 3
+
+MINE = BarStrategy("NAME", "Follow the close across its average.", P, above, lambda p: (sma(p.period),), lambda p: (), lambda p: p.period + 1)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    "A user's strategy in a module of its own."
+    from scalp_nb.strategy import protocol
+    (tmp_path / "own_rule.py").write_text(MINE.replace("NAME", "own_above"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "own_rule:MINE"
+    sys.modules.pop("own_rule", None)
+    protocol._KNOWN.pop("own_above", None)
+
+
+def promoted_plan(path: Path, plan: BarPlan, last: date = DAY - timedelta(days=1)) -> Promoted:
+    x = np.random.default_rng(1).normal(1e-3, 1e-3, (60, 2))
+    ev = Evidence([last - timedelta(days=59 - i) for i in range(60)], x, 0, 45, make_trades(np.arange(60), 0, 1, 1, x[:, 0], 0.0), np.array([1]))
+    return promote(path, plan.name, plan_parameters(plan), {"bars": "0" * 64}, ev, judged(), 1_767_225_600_000_000_000)
+
+
+def test_a_combination_with_a_users_rule_is_promoted_traded_and_refused_when_its_file_changes(own: str, folder: Path, tmp_path: Path,
+                                                                                            monkeypatch: pytest.MonkeyPatch, handlers: None) -> None:
+    "Members, bar sizes and volatility scaling come from the file; journal and report name it; a changed rule is no longer proved."
+    vol = {"vol": {"estimate": "stdev", "period": 3, "size": True}}
+    plan = BarPlan.model_validate({"name": "combine", "mode": "any", "members": [
+        {"strategy": own, "params": {"bar_s": 5} | vol}, {"strategy": "sma_crossover", "params": {"bar_s": 10, "fast_period": 2, "slow_period": 3}}]})
+    held = promoted_plan(tmp_path / "set.yaml", plan)
+    run_yaml = str(yaml_of(tmp_path, folder, str(tmp_path / "set.yaml"), False, risk={"avoid_first_minutes": 0}))
+    assert session.main([run_yaml, str(tmp_path / "run")]) == 0
+    run = load_run(tmp_path / "run")
+    section = run.config["strategy"]
+    assert section["name"] == "combine" and section["members"][0]["params"]["vol"]["period"] == 3 and section["members"][1]["params"]["bar_s"] == 10
+    assert run.begin["strategy"] == "any of own_above on 5 s bars, sma_crossover on 10 s bars" and len(run.fills) > 0
+    assert run.begin["promoted"]["sha256"] == held.sha256 and run.begin["promoted"]["concerns"] == {}
+    assert held.sha256[:12] in assumptions(run)["promoted_set"]
+    monkeypatch.setenv("SCALP_LIVE_CONFIRM", PHRASE)
+    money = with_file(load_config(RunConfig, None, {"promoted": str(tmp_path / "set.yaml")}), tmp_path / "set.yaml")
+    assert require_promoted(tmp_path / "set.yaml", money, DAY).sha256 == held.sha256
+    (tmp_path / "own_rule.py").write_text(MINE.replace("NAME", "own_above").replace("50.0", "60.0"))
+    with pytest.raises(PromotionError, match="strategy code changed"): require_promoted(tmp_path / "set.yaml", money, DAY)
+    assert session.main([run_yaml, str(tmp_path / "again")]) == 0   # on paper it runs and says so
+    assert "code_changed" in load_run(tmp_path / "again").begin["promoted"]["concerns"]
+
+
+def test_a_swept_set_of_bars_is_promoted_as_it_was_proved(own: str, tmp_path: Path) -> None:
+    "From the sweep of a user's rule over bars to the run's configuration: the same parameters, and the sweep's evidence under the seal."
+    from scalp_nb.research import barsweep as b
+    from scalp_nb.research.trials import TrialLog
+    bars, universe = b.walk_bars(2, 6, reversion=0.4)
+    rec, space = b.bar_recording("walk", bars, universe), b.bar_space(own, {"period": [3, 5]}, stop_loss_pct=0.5)
+    f = pd.concat(b.bar_sweep([rec], space, TrialLog(tmp_path / "log")), ignore_index=True)
+    ev = b.bar_evidence(b.tapes_of([rec]), space, f, 1, 2, reps=20)
+    plan = b.plan_of(space, 1)
+    held = promote(tmp_path / "set.yaml", plan.name, plan_parameters(plan), {rec.name: rec.content}, ev, judged(), 1)
+    assert held.parameters["strategy.params.period"] == 5 and held.sessions == ev.sessions
+    cfg = with_file(load_config(RunConfig, None, {}), tmp_path / "set.yaml")
+    assert isinstance(cfg.strategy, BarPlan) and legs(cfg.strategy)[0][1] == space.sets[1]
+    with pytest.raises(InvalidConfig, match=r"strategy.params.period: got 4; allowed: 5, as promoted"):
+        with_file(load_config(RunConfig, None, {"strategy": {"name": own, "params": {"period": 4}}}), tmp_path / "set.yaml")
 
 
 # ---- the live notebook ------------------------------------------------------------------------------------------------------------------

@@ -203,12 +203,12 @@ def test_backtest_prints_the_report_and_writes_its_tables(here: Path) -> None:
 def test_help_of_all_commands_and_nothing_heavy_to_show_it() -> None:
     text = scalp("--help").output
     listed = [line.split()[0] for line in text.split("Commands:")[1].split("Exit status")[0].splitlines() if line.strip()]
-    assert listed[0] == "run" and listed[-4:] == ["sweep", "backtest", "validate", "promote"]
-    for c in listed[-4:]:
+    assert listed[0] == "run" and listed[-5:] == ["sweep", "backtest", "validate", "promote", "practice"]
+    for c in listed[-5:]:
         h = scalp(c, "--help")
-        assert h.exit_code == 0 and h.output.startswith(f"Usage: scalp {c} ") and "Example" in h.output
+        assert h.exit_code == 0 and h.output.startswith(f"Usage: scalp {c} ") and ("Example" in h.output or c == "practice")
         assert cli.LATER[c].help.rstrip(".") in text
-    heavy = ("numpy", "pandas", "numba", "dask", "distributed", "vectorbt", "sqlalchemy", "fastapi")
+    heavy = ("numpy", "pandas", "numba", "dask", "distributed", "vectorbt", "sqlalchemy", "fastapi", "uvicorn")
     code = f"import sys; from scalp_nb import cli; sys.argv[1:] = ['--help']\ntry: cli.main()\nexcept SystemExit: pass\n" \
            f"print([m for m in {heavy!r} + ('scalp_nb.research.cli',) if m in sys.modules])"
     r = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": ROOT}, capture_output=True, text=True, check=True)
@@ -221,7 +221,7 @@ def test_as_a_process(here: Path) -> None:
     def run(*args: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-c", "from scalp_nb.cli import main; main()", *args], cwd=here, capture_output=True, text=True,
                               env={**os.environ, "PYTHONPATH": ROOT}, check=False)
-    r = run("sweep", str(good), "--set", "lower=0.6,0.7", "--out", "r", "--workers", "1")
+    r = run("sweep", str(good), "--set", "lower=0.6,0.7", "--out", "r", "--workers", "0")
     assert r.returncode == 0 and r.stderr == "" and "Best 2 of 2 sets" in r.stdout, r.stderr
     r = run("sweep", str(good), "--set", "lower=0.9", "--set", "upper=0.8", "--out", "s")
     assert r.returncode == 2 and r.stdout == "" and r.stderr.count("\n") == 1
@@ -233,3 +233,32 @@ def test_real_recordings(here: Path) -> None:
     assert r.exit_code == 0 and "Best 2 of 2 sets" in r.stdout
     refused("sweep", frog, "--set", "pressure=whole_book", "--out", "s", "--workers", 0, says="whole-book totals of FROG in session 2025-04-03")
     refused("validate", "r", says="sessions: got 1; allowed: at least 40")
+
+
+# ---- strategies on bars --------------------------------------------------------------------------------------------------------------
+
+def minutes(path: Path, days: int = 3) -> Path:
+    from scalp_nb.research.barsweep import walk_bars
+    bars, _ = walk_bars(1, days, reversion=0.4)
+    columns = {f: bars[f] for f in ("open", "high", "low", "close", "volume")}
+    pd.DataFrame({"timestamp": pd.to_datetime(bars["ts"], utc=True), "symbol": "W0", **columns}).to_parquet(path)
+    return path
+
+
+def test_a_strategy_on_bars_is_swept_and_told_in_the_same_table(here: Path) -> None:
+    bars = minutes(here / "bars.parquet")
+    grid = ("--set", "fast_period=5,10", "--set", "slow_period=20:30:10")
+    run = ("sweep", bars, "--strategy", "sma_crossover", "--venue", "US", *grid, "--workers", 0)
+    r = scalp(*run, "--out", "r", "--cost-bps", 1)
+    assert r.exit_code == 0, r.output
+    assert "sma_crossover: 3 sessions x 1 symbol x 4 sets in r" in r.stdout and "Best 4 of 4 sets" in r.stdout
+    head = next(x for x in r.stdout.splitlines() if x.strip().startswith("set "))
+    assert head.split()[:4] == ["set", "fast_period", "slow_period", "trades"]
+    assert TrialLog("trials.jsonl").count("sma_crossover") == 4
+    refused(*run, "--out", "r", says="continue it with --resume")
+    refused(*run, "--out", "s", "--estimate", says="--estimate")
+    refused(*run, "--out", "s", "--set", "fats=1", says="fats")
+    refused("sweep", bars, "--strategy", "sma_crosover", "--venue", "US", "--out", "s", says="did you mean sma_crossover")
+    refused("sweep", bars, "--strategy", "sma_crossover", "--out", "s", says="--venue")
+    refused("sweep", bars, "--venue", "US", "--out", "s", says="with --strategy only")
+    assert not Path("s").exists()

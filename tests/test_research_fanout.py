@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,31 @@ def days(tmp_path_factory: pytest.TempPathFactory) -> list[Session]:
     return recordings(tmp_path_factory.mktemp("recordings"))
 
 
+OWN = "from dataclasses import replace\nfrom scalp_nb.strategy.sma import SMA_CROSSOVER\nMINE = replace(SMA_CROSSOVER, name='fanned_sma')\n"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    "A Dask scheduler for all tests of this file, two workers; `fanned.py` is on their Python path."
+    from distributed import LocalCluster
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "fanned.py").write_text(OWN)
+    with pytest.MonkeyPatch.context() as m:
+        m.syspath_prepend(str(folder))
+        m.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT)]))
+        with LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50,
+                          scheduler_kwargs={"dashboard": False}, memory_limit=0) as c: yield c
+
+
+def on(cluster: Any, workers: int) -> str:
+    "The scheduler's address, once it has so many workers."
+    cluster.scale(workers)
+    until = time.monotonic() + 60
+    while len(cluster.scheduler.workers) != workers and time.monotonic() < until: time.sleep(0.05)
+    assert len(cluster.scheduler.workers) == workers
+    return str(cluster.scheduler_address)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted((folder / "units").iterdir())}
 
@@ -55,7 +81,7 @@ def square(task: tuple[int, str, str]) -> pd.DataFrame:
     n, mode, mark = task
     time.sleep(0.05)
     if mode == "always" or (mode == "once" and not Path(mark).exists()):
-        Path(mark).touch()
+        if mode == "once": Path(mark).touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return pd.DataFrame({"n": [n], "square": [n * n]})
 
@@ -67,9 +93,10 @@ def squares(modes: dict[int, str], mark: Path, n: int = 12, **over: Any) -> Job:
 
 # ---- results -------------------------------------------------------------------------------------------------------------------------
 
-def test_results_are_the_same_bytes_on_two_workers_and_in_this_process_and_equal_to_the_sweep(days: list[Session], tmp_path: Path) -> None:
-    for n in (0, 2):
-        fan_out(job(days, tmp_path / f"log{n}"), tmp_path / str(n), workers=n)
+def test_results_are_the_same_bytes_on_two_workers_and_in_this_process_and_equal_to_the_sweep(cluster: Any, days: list[Session],
+                                                                                                  tmp_path: Path) -> None:
+    fan_out(job(days, tmp_path / "log0"), tmp_path / "0", workers=0)
+    fan_out(job(days, tmp_path / "log2"), tmp_path / "2", scheduler=on(cluster, 2))
     assert contents(tmp_path / "0") == contents(tmp_path / "2")
     got = pd.concat(frames(open_results(tmp_path / "2")), ignore_index=True)
     want = pd.concat(sweep(days, SPACE, TrialLog(tmp_path / "direct"), MODEL, chunk=5), ignore_index=True)
@@ -82,8 +109,8 @@ def test_results_are_the_same_bytes_on_two_workers_and_in_this_process_and_equal
     pd.testing.assert_frame_equal(fanout.sweep_summary(open_results(tmp_path / "2"), 2)[list((s := summary(want, 3.0, 2)).columns)], s)
 
 
-def test_a_killed_worker_costs_a_retry_and_sockets_stay_on_the_loopback(tmp_path: Path) -> None:
-    fan_out(squares({}, tmp_path / "no"), tmp_path / "calm", workers=0)
+def test_a_killed_worker_costs_a_retry_a_deadly_unit_is_named_and_sockets_stay_on_the_loopback(tmp_path: Path) -> None:
+    "Unit 2 kills its worker once, unit 3 every time: all but 3 are kept."
     seen: set[str] = set()
     over = threading.Event()
 
@@ -94,18 +121,15 @@ def test_a_killed_worker_costs_a_retry_and_sockets_stay_on_the_loopback(tmp_path
                 except psutil.Error: continue
     watcher = threading.Thread(target=watch)
     watcher.start()
-    try: fan_out(squares({5: "once"}, tmp_path / "mark"), tmp_path / "storm", workers=2)
+    try:
+        with pytest.raises(ResearchError, match=r"unit square of 3: workers lost over it: got 3"):
+            fan_out(squares({2: "once", 3: "always"}, tmp_path / "mark", 6), tmp_path / "storm", workers=2, retries=1)
     finally:
         over.set()
         watcher.join()
-    assert (tmp_path / "mark").exists() and seen == {"127.0.0.1"}
-    assert [f.square.item() for f in frames(open_results(tmp_path / "storm"))] == [i * i for i in range(12)]
-
-
-def test_a_unit_that_kills_every_worker_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
-    with pytest.raises(ResearchError, match=r"unit square of 3: workers lost over it: got 2"):
-        fan_out(squares({3: "always"}, tmp_path / "mark", 6), tmp_path / "r", workers=1, retries=0)
-    assert open_results(tmp_path / "r", complete=False).missing() == [3]
+    assert seen == {"127.0.0.1"}
+    kept = open_results(tmp_path / "storm", complete=False)
+    assert kept.missing() == [3] and [f.square.item() for f in frames(kept, [0, 1, 2, 4, 5])] == [0, 1, 4, 16, 25]
 
 
 # ---- interruptions -------------------------------------------------------------------------------------------------------------------
@@ -210,12 +234,38 @@ def test_a_recording_replaced_while_it_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ResearchError, match="the file changed since the sweep was set up"): fan_out(j, tmp_path / "r", workers=0)
 
 
+# ---- bars ----------------------------------------------------------------------------------------------------------------------------
+
+def test_a_sweep_over_bars_with_a_users_rule_is_the_same_on_0_1_and_2_workers(cluster: Any, tmp_path: Path) -> None:
+    "A strategy named module:OBJECT is imported by the workers; its file is part of what a run is continued as."
+    from scalp_nb.research import barsweep as b
+    bars, universe = b.walk_bars(2, 3)
+    rec, space = b.bar_recording("walk", bars, universe), b.bar_space("fanned:MINE", {"fast_period": [5, 10], "slow_period": [20, 30]})
+    log = {n: TrialLog(tmp_path / f"log{n}") for n in (0, 1, 2, 9)}
+    for n in (2, 1): fan_out(fanout.bar_job([rec], space, log[n], chunk=3), tmp_path / str(n), scheduler=on(cluster, n))
+    fan_out(fanout.bar_job([rec], space, log[0], chunk=3), tmp_path / "0", workers=0)
+    assert contents(tmp_path / "0") == contents(tmp_path / "1") == contents(tmp_path / "2")
+    got = pd.concat(frames(open_results(tmp_path / "2")), ignore_index=True)
+    want = pd.concat(b.bar_sweep([rec], space, log[9], chunk=3), ignore_index=True)
+    pd.testing.assert_frame_equal(got, want, check_exact=True)
+    assert got["trades"].sum() > 20
+    assert [sorted((t.data, t.ids) for t in log[n].trials()) for n in (0, 1, 2)] == [sorted((t.data, t.ids) for t in log[9].trials())] * 3
+    file = Path(str(sys.modules["fanned"].__file__))
+    file.write_text(OWN + "# changed\n")
+    fanout._sources.cache_clear()
+    try:
+        with pytest.raises(ResearchError, match="changed since it was started: got 'code"):
+            fan_out(fanout.bar_job([rec], space, log[0], chunk=3), tmp_path / "0", resume=True, workers=0)
+    finally:
+        file.write_text(OWN)
+        fanout._sources.cache_clear()
+
+
 # ---- a real scheduler ----------------------------------------------------------------------------------------------------------------
 
-def test_a_scheduler_elsewhere_with_one_worker_does_the_same_work_and_other_code_is_refused(days: list[Session], tmp_path: Path) -> None:
-    from distributed import LocalCluster
-    with LocalCluster(n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50) as cluster:
-        fan_out(job(days, tmp_path / "log"), tmp_path / "r", scheduler=cluster.scheduler_address)
+def test_a_scheduler_elsewhere_with_one_worker_does_the_same_work_and_other_code_is_refused(cluster: Any, days: list[Session],
+                                                                                                    tmp_path: Path) -> None:
+    fan_out(job(days, tmp_path / "log"), tmp_path / "r", scheduler=on(cluster, 1))
     fan_out(job(days, tmp_path / "log2"), tmp_path / "here", workers=0)
     assert contents(tmp_path / "r") == contents(tmp_path / "here")
     refused = fanout._work(square, (1, "", ""), (), {**code_of(()), "numpy": "1.0"})

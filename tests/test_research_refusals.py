@@ -14,7 +14,7 @@ from markets import synthetic
 from scalp_nb.feed.depth import Rows
 from scalp_nb.feed.errors import DataError, ScalpError
 from scalp_nb.feed.instrument import Instrument, Universe
-from scalp_nb.research.plots import heat_figure, heat_table, in_out_figure, interval_figure, peak
+from scalp_nb.research.plots import band_figure, heat_figure, heat_table, in_out_figure, interval_figure, peak
 from scalp_nb.research.splits import combinatorial, out_of_sample, purged_folds, walk_forward
 from scalp_nb.research.stats import (
     StatsError,
@@ -24,6 +24,7 @@ from scalp_nb.research.stats import (
     moments,
     overfitting_probability,
     probabilistic_sharpe,
+    shift_test,
     superior_ability,
 )
 from scalp_nb.research.sweep import (
@@ -184,6 +185,11 @@ CASES: list[tuple[str, Callable[[], Any], str, str, str]] = [
     ("stats: SPA, chosen", lambda: superior_ability(NOISE, 3), "chosen set", "3", "0 to 2"),
     ("stats: interval, few", lambda: bootstrap_interval(NOISE[:5, 0]), "session", "5", "at least 10"),
     ("stats: interval, confidence", lambda: bootstrap_interval(NOISE[:, 0], 1.0), "confidence", "1.0", "1 excluded"),
+    ("stats: shifts, short recording", lambda: shift_test([(NOISE[:, 0], NOISE[:, 1])], 15), "independent shifts", "11", "longer recording"),
+    ("stats: shifts, constant pressure", lambda: shift_test([(np.ones(40), NOISE[:, 1])], 1), "spread of a series", "0.0", "never moved"),
+    ("stats: shifts, two grids", lambda: shift_test([(NOISE[:, 0], NOISE[:, 1]), (NOISE[:9, 0],) * 2], 1), "lengths", "[9, 40]", "common grid"),
+    ("stats: shifts, NaN pressure", lambda: shift_test([(np.full(40, np.nan), NOISE[:, 1])], 1), "known values", "0", "at least 3"),
+    ("stats: shifts, infinite", lambda: shift_test([(NOISE[:, 0], np.full(40, np.inf))], 1), "series to be shifted", "infinite", "finite"),
     # splits
     ("splits: walk-forward, few", lambda: walk_forward(DAYS, 10, 3), "sessions", "12", "load more"),
     ("splits: out of order", lambda: walk_forward(DAYS[::-1], 3, 2), "session dates", "2026-11-12", "sort them"),
@@ -207,6 +213,7 @@ CASES: list[tuple[str, Callable[[], Any], str, str, str]] = [
     ("plots: nothing traded", lambda: peak(TABLE * np.nan), "values of a heat map", "NaN", "widen its bounds"),
     ("plots: cell outside", lambda: heat_figure(TABLE, "t", mark=(1, 0)), "cell of a heat map", "(1, 0)", "row below 1"),
     ("plots: no estimates", lambda: interval_figure(TABLE, "t", "x", "y"), "column of the estimates", "'name'", "0, 1"),
+    ("plots: no p-values", lambda: band_figure(TABLE.set_axis(["name", "x"], axis=1), "t", "x", "y"), "column of the estim", "'value'", "x"),
     ("plots: unequal", lambda: in_out_figure([1.0], [1.0, 2.0], "t"), "results", "(2,)", "equal length"),
 ]
 

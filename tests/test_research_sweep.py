@@ -23,15 +23,19 @@ from scalp_nb.research.sweep import (
     AXES,
     TOTALS,
     FillModel,
+    SweepSpace,
     cell_numbers,
+    loosest,
     run_tape,
     run_unit,
     session_at,
     session_of,
     sets_frame,
+    sort_rows,
     summary,
     sweep,
     sweep_space,
+    tape_from,
     tape_of,
     trades_of,
     units_of,
@@ -65,6 +69,58 @@ def facts(rows: Rows, which: int, n_symbols: int, model: FillModel, params: Pres
                 and bool(int(s["allow"]) & (LONG_OK if signal > 0 else SHORT_OK))
             yield {"now": now, "bid": float(r["bid_px"][0]), "ask": float(r["ask_px"][0]), "ltp": float(r["ltp"]),
                    "enter": signal if allowed else 0, "signal": signal if healthy else 0}
+
+
+def scanned(rows: Rows, which: int, n_symbols: int, model: FillModel, space: SweepSpace, kind: str, entry: tuple[int, int]) -> tuple[list, list]:
+    """A walk over the rows of all symbols, each through the production scan: what a tape's rows and candidates have to be."""
+    rule = loosest(space, model.rule, kind)
+    sc = Scanner(n_symbols, health_params(model.health, 0, NEVER) | rule_params(rule))
+    sc.g["entries_on"], sc.g["entry_from"], sc.g["entry_until"] = 1, *entry
+    sc.sym["allow"] = LONG_OK | (SHORT_OK if rule.allow_short else 0)
+    s, kept, found = sc.sym[which], [], []
+    for r, sym, i in zip(rows, rows["sym"], range(len(rows)), strict=True):
+        seen = int(s["rows"])
+        sc.run(rows[i:i + 1], 0, NEVER)
+        side, enter = int(s["signal"]), int(s["cand"]) if sym == which else 0
+        sc.close_window()
+        if sym != which or int(s["rows"]) == seen: continue
+        if side and not s["health"]:
+            own = ("bid", "ask") if side > 0 else ("ask", "bid")
+            share = float(s["pressure"]) if side > 0 else 1.0 - float(s["pressure"])
+            qty = [r[f"{x}_qty"].tolist() for x in own] if rule.confirm_levels > 1 else []
+            found.append((len(kept), side, enter != 0, share, *(float(s[f"{x}_depth"]) for x in own), qty))
+        kept.append(int(sc.g["now"]))
+    return kept, found
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(50, 900), st.sampled_from([1, 3]), st.sampled_from([0, 7_200]), st.data())
+def test_a_tape_is_what_a_walk_over_the_rows_of_all_symbols_gives(seed: int, symbols: int, n: int, levels_: int, late: int,
+                                                                  data: st.DataObject) -> None:
+    "Silences of the connection, clocks that step back, rows cut into blocks anywhere: not one bit differs."
+    rng = np.random.default_rng(seed)
+    rows = random_tape(rng, n, symbols, START)
+    rows["recv"] -= rng.choice([0, 0, 40_000_000], n)                       # steps back
+    which = data.draw(st.integers(0, symbols - 1))
+    model = FillModel(rule=PressureParams(warmup_rows=2, max_spread_bps=500.0, confirm_levels=levels_),
+                      health=HealthConfig(stale_ms=9000, connection_stale_ms=300, suspect_ms=400))
+    space = sweep_space(pressure=["whole_book", "displayed"], lower=[0.51, 0.7], depth_multiplier=[1.0, 2.0])
+    entry = (START + late * 1_000_000, NEVER)
+    cut = data.draw(st.integers(0, n))
+    want = {k: scanned(rows, which, symbols, model, space, k, entry) for k in space.pressure}
+    whole = [sort_rows(rows, model.health)]
+    for make in (lambda: tape_of("d", "S", which, [rows[:cut], rows[cut:]], space, model, entry),
+                 lambda: tape_from("d", "S", which, whole, space, model, entry)):
+        try: tape = make()
+        except ResearchError:
+            assert not want["displayed"][0]
+            continue
+        for kind, (kept, found) in want.items():
+            c = tape.candidates[kind]
+            assert tape.now.tolist() == kept
+            qty = c.qty.tolist() if levels_ > 1 else [[]] * len(c.row)
+            got = zip(c.row.tolist(), c.side.tolist(), c.enter.tolist(), c.share.tolist(), c.depth.tolist(), c.other.tolist(), qty, strict=True)
+            assert list(got) == found
 
 
 def last_by(rows: list[dict], t: int) -> int: return bisect_right(rows, t, key=lambda r: r["now"]) - 1
@@ -225,6 +281,22 @@ def book(rng: np.random.Generator, n: int, signal: np.ndarray) -> Rows:
     rows["total_buy"], rows["total_sell"] = 50 + 30 * signal, 50 - 30 * signal
     rows["ltp"] = rows["bid_px"][:, 0]
     return rows
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_the_row_of_the_fill_does_not_close_it(side):
+    """The far side jumps through the stop on the very row the order meets and is back on the next: exits are judged from the row after."""
+    rows = book(np.random.default_rng(1), 12, np.where(np.arange(12) == 3, side, 0))
+    rows["bid_px"][:, 0], rows["ask_px"][:, 0] = 100.0, 100.05
+    far, near = ("bid_px", "ask_px") if side > 0 else ("ask_px", "bid_px")
+    rows[far][4, 0] -= side * 0.5
+    rows["bid_px"][7:, 0] += side
+    rows["ask_px"][7:, 0] += side
+    model = FillModel(rule=PressureParams(warmup_rows=1, rest_s=0.0, max_spread_bps=500.0), latency_rows=1, tick=0.05)
+    space = sweep_space(stop_pct=0.002, target_pct=0.005)
+    t = trades_of(tape_of("d", "A", 0, [rows], space, model), sets_frame(space, cell_numbers(space)), model)
+    assert [tuple(x) for x in t[["side", "signal_row", "entry_row", "exit_row", "reason"]].itertuples(index=False)] == [(side, 3, 4, 8, "target")]
+    assert t["entry"].item() == pytest.approx(rows[near][4, 0]) and t["exit"].item() == pytest.approx(rows[far][8, 0])
 
 
 @pytest.mark.slow

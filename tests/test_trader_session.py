@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 import yaml
 from markets import BUSY, synthetic
 
+from scalp_nb.broker.base import BrokerError
 from scalp_nb.feed.errors import ConfigError, DataError, RuleError
 from scalp_nb.feed.instrument import Instrument, Universe, UniverseError
 from scalp_nb.feed.recorder import RecordingError, write_parquet
@@ -25,7 +27,7 @@ from scalp_nb.trader.config import LiveMoney, load_config
 from scalp_nb.trader.journal import payload
 from scalp_nb.trader.lease import LeaseWatch
 from scalp_nb.trader.replay import account_of, first_difference, incarnations, replay_run
-from scalp_nb.trader.session import EXIT_CONFIG, EXIT_FAILED, EXIT_OK, EXIT_REFUSED, EXITS, main, run_session
+from scalp_nb.trader.session import EXIT_CONFIG, EXIT_FAILED, EXIT_NOT_FLAT, EXIT_OK, EXIT_REFUSED, EXITS, main, run_session
 from scalp_nb.trader.setup import RunConfig, load_market
 from scalp_nb.trader.store import AccountBusy, Store
 
@@ -272,6 +274,35 @@ def test_bad_input_is_refused_before_anything_is_traded(tape, tmp_path, over, er
     with pytest.raises(error, match="(?i)" + words):
         from scalp_nb.trader.setup import setup_for
         setup_for(cfg, load_market(cfg))
+
+
+def test_a_recording_of_several_days_is_refused_until_one_is_chosen(tmp_path):
+    parts = [synthetic(n_symbols=1, seconds=60, day=date(2026, 11, d)) for d in (17, 18, 19)]
+    write_parquet(np.concatenate([rows for rows, _ in parts]), parts[0][1], tmp_path / "three.parquet")
+    with pytest.raises(DataError, match="2026-11-17, 2026-11-18, 2026-11-19.; allowed: one trading day.*data.start and data.end"):
+        load_market(conf(tmp_path / "three.parquet"))
+    assert run_session(cfg := conf(tmp_path / "three.parquet"), folder(tmp_path, cfg)) == EXIT_CONFIG
+    one = load_market(conf(tmp_path / "three.parquet", **{"data.start": "2026-11-18", "data.end": "2026-11-18"}))
+    assert one.day == date(2026, 11, 18) and len(one.rows) == len(parts[1][0])
+
+
+def test_a_venue_away_at_the_last_look_is_an_end_that_is_not_well(tape, tmp_path, monkeypatch):
+    from scalp_nb.broker.paper import PaperBroker
+    real = PaperBroker.state
+
+    def away(self, ts):
+        if ended: raise BrokerError("broker", "no answer", "an answer", "look into the account")
+        return real(self, ts)
+    ended: list[int] = []
+    from scalp_nb.trader import session
+    finish = session.finish
+    monkeypatch.setattr(PaperBroker, "state", away)
+    monkeypatch.setattr(session, "finish", lambda run: (ended.append(1), finish(run))[1])
+    cfg = conf(tape)
+    assert run_session(cfg, folder(tmp_path, cfg)) == EXIT_NOT_FLAT and len(ended) == 1   # no emergency, no second try
+    told = end(tmp_path / "r")
+    assert (told["ok"], told["flat"]) == (False, True) and "could not be compared at the end: broker: got 'no answer'" in told["reason"]
+    assert not of_kind(tmp_path / "r", "run:error") and replay_run(tmp_path / "r").ok
 
 
 def test_real_money_is_refused_where_the_venue_is_paper(tape, tmp_path, capsys, monkeypatch):

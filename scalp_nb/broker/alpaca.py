@@ -330,11 +330,7 @@ class AlpacaBroker:
         symbol: str,  # as Alpaca writes it
     ) -> Asset | None:  # None: Alpaca does not know it
         "What may be done with a symbol; raises BrokerError when Alpaca does not say."
-        a = _repeat(self, "get", f"/assets/{symbol.replace('/', '%2F')}")
-        if a.status == 404: return None
-        if not a.ok or not isinstance(a.body, dict): raise BrokerError(f"asset {symbol} from Alpaca", f"{a.status or 'no answer'} {a.text[:80]}")
-        self._assets[symbol] = read_asset(a.body)
-        return self._assets[symbol]
+        return _asset(self, symbol)
 
     def activities(self, after: int) -> list[FillActivity]: return executions(self, after)
 
@@ -711,6 +707,13 @@ def _lagging(b: "AlpacaBroker", positions: tuple[tuple[str, Decimal, Decimal], .
     return any(sum((f.qty * f.side for f in fills if f.symbol == s), Decimal(0)) != held.get(s, Decimal(0)) for s in fresh)
 
 # %% ../../nbs/broker/03_alpaca.ipynb #f4aeabac
+def _asset(b: "AlpacaBroker", symbol: str) -> Asset | None:
+    a = _repeat(b, "get", f"/assets/{symbol.replace('/', '%2F')}")
+    if a.status == 404: return None
+    if not a.ok or not isinstance(a.body, dict): raise BrokerError(f"asset {symbol} from Alpaca", f"{a.status or 'no answer'} {a.text[:80]}")
+    b._assets[symbol] = read_asset(a.body)
+    return b._assets[symbol]
+
 def _learn_assets(b: "AlpacaBroker") -> None:
     "What may be done with each symbol of the universe."
     for s in b.universe.symbols:

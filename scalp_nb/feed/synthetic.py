@@ -46,11 +46,11 @@ def seed_state(
     return np.array(out, np.uint64)
 
 # %% ../../nbs/feed/14_synthetic.ipynb #d01d387b
-@njit
+@njit(cache=True)
 def _rotl(x, k):  # type: ignore[no-untyped-def]
     return (x << np.uint64(k)) | (x >> np.uint64(64 - k))
 
-@njit
+@njit(cache=True)
 def u32(s):  # type: ignore[no-untyped-def]
     "The next 32 random bits of generator `s`, as a signed 64-bit number."
     out = _rotl(s[1] * np.uint64(5), 7) * np.uint64(9)
@@ -63,13 +63,13 @@ def u32(s):  # type: ignore[no-untyped-def]
     s[3] = _rotl(s[3], 45)
     return np.int64(out >> np.uint64(32))
 
-@njit
+@njit(cache=True)
 def below(s, n):  # type: ignore[no-untyped-def]
     "A whole number in 0..n-1, n < 2**31."
     return (u32(s) * n) >> 32
 
 # %% ../../nbs/feed/14_synthetic.ipynb #86d187f6
-@njit
+@njit(cache=True)
 def exp24(s):  # type: ignore[no-untyped-def]
     "An exponential variate of mean 1, in units of 2**-24 (von Neumann: comparisons only)."
     whole = 0
@@ -83,7 +83,7 @@ def exp24(s):  # type: ignore[no-untyped-def]
         if odd: return (whole << 24) + first
         whole += 1
 
-@njit
+@njit(cache=True)
 def normal16(s):  # type: ignore[no-untyped-def]
     "A nearly normal variate of mean 0 and variance 1, in units of 2**-16 (sum of twelve uniforms)."
     total = 0
@@ -95,14 +95,14 @@ BQ, AQ, BC, AC = range(4)  # rows of the book: bid and ask quantity, bid and ask
 (BID, ASK, NB, NA, QB, QA, LTP, LTQ, VOL, VALUE, DEEP_B, DEEP_A, EP_SIGN, EP_LEFT, EP_P, BUSY, DRIFT, BASE_P, N_STATE) = range(19)
 (LIMIT, MARKET, CANCEL, SIZE, SNIPE, DEEP, SIGMA, EDGE, EVERY, LENGTH, P_LOW, P_HIGH, RHO, RHO_C, CADENCE, JITTER, END, N_PARAM) = range(18)
 
-@njit
+@njit(cache=True)
 def _requote(book, st, side):  # type: ignore[no-untyped-def]
     "Move the best quote of a side to its next level that holds orders."
     i, step = st[BID + side], 1 if side else -1
     while 0 < i < book.shape[1] - 1 and book[BC + side, i] == 0: i += step
     st[BID + side] = i
 
-@njit
+@njit(cache=True)
 def add_order(book, st, side, i, size):  # type: ignore[no-untyped-def]
     "Rest an order of `size` lots at position `i`."
     book[BQ + side, i] += size
@@ -112,7 +112,7 @@ def add_order(book, st, side, i, size):  # type: ignore[no-untyped-def]
     if (side == 0 and i > st[BID]) or (side == 1 and i < st[ASK]): st[BID + side] = i
 
 # %% ../../nbs/feed/14_synthetic.ipynb #a3d7c6b7
-@njit
+@njit(cache=True)
 def take_order(book, st, s, side, i):  # type: ignore[no-untyped-def]
     "Remove one order at position `i`; its size in lots, 0 if it is the side's last order."
     n, q = book[BC + side, i], book[BQ + side, i]
@@ -127,21 +127,21 @@ def take_order(book, st, s, side, i):  # type: ignore[no-untyped-def]
     return size
 
 # %% ../../nbs/feed/14_synthetic.ipynb #f1d890e8
-@njit
+@njit(cache=True)
 def draw_size(s, mean, permille):  # type: ignore[no-untyped-def]
     "An order's size in lots: uniform round the mean, one in sixteen eight times larger."
     size = 1 + below(s, 2 * mean - 1)
     if below(s, 16) == 0: size *= 8
     return max(1, size * permille // 1000)
 
-@njit
+@njit(cache=True)
 def limit_order(book, st, s, side, reach, size, permille):  # type: ignore[no-untyped-def]
     "A limit order at a random distance from the opposite best quote."
     i = 1 + np.searchsorted(reach, below(s, reach[-1]), side="right")
     at = st[ASK] - i if side == 0 else st[BID] + i
     if 0 < at < book.shape[1] - 1: add_order(book, st, side, at, draw_size(s, size, permille))
 
-@njit
+@njit(cache=True)
 def cancel(book, st, s, side):  # type: ignore[no-untyped-def]
     "Cancel one resting order of the side, each with equal chance."
     k, i, step = below(s, st[NB + side]), st[BID + side], 1 if side else -1
@@ -150,7 +150,7 @@ def cancel(book, st, s, side):  # type: ignore[no-untyped-def]
         i += step
     take_order(book, st, s, side, i)
 
-@njit
+@njit(cache=True)
 def market_order(book, st, s, side):  # type: ignore[no-untyped-def]
     "A market order that consumes one order of the given (resting) side."
     at = st[BID + side]
@@ -161,7 +161,7 @@ def market_order(book, st, s, side):  # type: ignore[no-untyped-def]
 STEP_NS = 250_000_000
 U_SHAPE = np.array([1500, 1200, 1000, 900, 850, 850, 850, 900, 1050, 1300], np.int64)  # permille of the day's mean volatility, by tenth of the day
 
-@njit
+@njit(cache=True)
 def step_value(st, s, p, common, tenth, width):  # type: ignore[no-untyped-def]
     "One step of the latent value: random, drifting, and moved by a planted edge."
     if below(s, 2400) == 0: st[BUSY] = 1 - st[BUSY]                       # a spell lasts ten minutes on average
@@ -173,7 +173,7 @@ def step_value(st, s, p, common, tenth, width):  # type: ignore[no-untyped-def]
     st[VALUE] = min(max(st[VALUE], margin << 16), (width - margin) << 16)
 
 # %% ../../nbs/feed/14_synthetic.ipynb #9032dabd
-@njit
+@njit(cache=True)
 def step_pressure(st, s, p):  # type: ignore[no-untyped-def]
     "Start or end an episode and move the deep book towards its target."
     if st[EP_LEFT] > 0:
@@ -191,7 +191,7 @@ def step_pressure(st, s, p):  # type: ignore[no-untyped-def]
         st[DEEP_B + side] = now + (target - now) // 16 + below(s, p[DEEP] // 400 + 2) - p[DEEP] // 800
 
 # %% ../../nbs/feed/14_synthetic.ipynb #958666e1
-@njit
+@njit(cache=True)
 def market_rates(st, p):  # type: ignore[no-untyped-def]
     "Rates of market sells and buys, events per million seconds."
     base = p[MARKET] * (14 if st[BUSY] else 8) // 10
@@ -201,7 +201,7 @@ def market_rates(st, p):  # type: ignore[no-untyped-def]
     buys = base + (min(max(over, 0), 40 << 16) * p[SNIPE] >> 16)
     return sells, buys
 
-@njit
+@njit(cache=True)
 def one_event(book, st, s, p, reach, sells, buys, total):  # type: ignore[no-untyped-def]
     "Choose the event by its rate and apply it."
     heavy, light = 2000, 600  # permille of order sizes on the heavy and the light side of an episode
@@ -221,26 +221,27 @@ def one_event(book, st, s, p, reach, sells, buys, total):  # type: ignore[no-unt
 # %% ../../nbs/feed/14_synthetic.ipynb #70623cf6
 COLUMNS = 7 + 6 * LEVELS
 
-@njit
+@njit(cache=True)
 def snapshot(book, st, s, t, out):  # type: ignore[no-untyped-def]
     "Write what a venue would publish now."
     out[0], out[1] = t, t + (20 + below(s, 61)) * 1_000_000
     out[2], out[3], out[4] = st[LTP], st[LTQ], st[VOL]
     out[5], out[6] = st[DEEP_B] + st[QB], st[DEEP_A] + st[QA]
+    levels = (len(out) - 7) // 6   # not the constant of another file: the compiled code in the cache would not follow it
     for side in (0, 1):
         i, k, step = st[BID + side], 0, 1 if side else -1
-        base = 7 + side * 3 * LEVELS
-        while k < LEVELS and 0 < i < book.shape[1] - 1:
+        base = 7 + side * 3 * levels
+        while k < levels and 0 < i < book.shape[1] - 1:
             if book[BC + side, i] > 0:
-                out[base + k], out[base + LEVELS + k], out[base + 2 * LEVELS + k] = i, book[BQ + side, i], book[BC + side, i]
+                out[base + k], out[base + levels + k], out[base + 2 * levels + k] = i, book[BQ + side, i], book[BC + side, i]
                 k += 1
             i += step
-        for j in range(k, LEVELS): out[base + j], out[base + LEVELS + j], out[base + 2 * LEVELS + j] = -1, 0, 0
+        for j in range(k, levels): out[base + j], out[base + levels + j], out[base + 2 * levels + j] = -1, 0, 0
 
 # %% ../../nbs/feed/14_synthetic.ipynb #77234b92
 WARM_NS = 120_000_000_000
 
-@njit
+@njit(cache=True)
 def _due(st, s, p, common, t, begin, width):  # type: ignore[no-untyped-def]
     "What happens every quarter of a second."
     k = (t - begin) // STEP_NS
@@ -248,17 +249,17 @@ def _due(st, s, p, common, t, begin, width):  # type: ignore[no-untyped-def]
     step_value(st, s, p, common[min(k, len(common) - 1)], tenth, width)
     step_pressure(st, s, p)
 
-@njit
+@njit(cache=True)
 def _next_snap(s, p, k, phase):  # type: ignore[no-untyped-def]
     "Time of snapshot `k`, whole milliseconds after the open, in ns."
     return (k * p[CADENCE] + phase + below(s, 2 * p[JITTER] + 1)) * 1_000_000
 
-@njit
+@njit(cache=True)
 def _total_rate(st, p, sells, buys):  # type: ignore[no-untyped-def]
     return 2 * p[LIMIT] + p[CANCEL] * (st[NB] + st[NA]) + sells + buys
 
 # %% ../../nbs/feed/14_synthetic.ipynb #023656a2
-@njit
+@njit(cache=True)
 def simulate(book, st, s, p, reach, common, out):  # type: ignore[no-untyped-def]
     "Run one symbol through the day; the number of rows wanted, which may exceed `len(out)`."
     t, n, k = -WARM_NS, 0, 0
@@ -373,7 +374,7 @@ def _start(cfg: SyntheticConfig, s: SyntheticSymbol, stream: int) -> tuple[Any, 
         st[DEEP_B + side] = p[DEEP]
     return book, st, rng, p, ticks - half
 
-@njit
+@njit(cache=True)
 def _common_path(s, n):  # type: ignore[no-untyped-def]
     out = np.empty(n, np.int64)
     for i in range(n): out[i] = normal16(s)

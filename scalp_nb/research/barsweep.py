@@ -8,9 +8,9 @@ __all__ = ['BROKERS', 'BLOCK', 'EVENT', 'KEPT_BYTES', 'REASONS', 'TOTALS', 'RESU
            'without_bars', 'recorded', 'walk_bars', 'BarTape', 'extremes', 'tape_of_bars', 'borrowed', 'note',
            'walk_of', 'keep', 'indicator', 'rule_key', 'events_of', 'events_from', 'merge', 'with_exits',
            'combined_events', 'first_touch', 'book', 'level', 'exit_event', 'can_enter', 'leave', 'run_set', 'BarSpace',
-           'bar_space', 'one_set', 'sets_of', 'set_events', 'run_bars', 'tidy', 'bar_trades', 'trade_events', 'Unit',
-           'unit_tape', 'units_of', 'run_unit', 'log_unit', 'bar_sweep', 'session_nets', 'bar_summary', 'shifted',
-           'moved_nets', 'timing', 'tapes_of', 'bar_evidence']
+           'bar_space', 'one_set', 'plan_of', 'sets_of', 'set_events', 'run_bars', 'tidy', 'bar_trades', 'trade_events',
+           'Unit', 'unit_tape', 'units_of', 'run_unit', 'log_unit', 'bar_sweep', 'session_nets', 'bar_summary',
+           'shifted', 'moved_nets', 'timing', 'tapes_of', 'bar_evidence']
 
 # %% ../../nbs/research/12_barsweep.ipynb #e540f627
 import hashlib
@@ -35,6 +35,7 @@ from ..feed.instrument import Universe
 from ..order.fees import fees_for, round_trip_bps
 from .trials import ResearchError, TrialLog, param_ids
 from .validate import Evidence, RandomEntry, Trades, make_trades, neighbours
+from ..strategy.barplan import BarPlan
 from ..strategy.combine import MODES, CombineParams, combine_bar, member_params
 from ..strategy.indicators import Indicator, over
 from ..strategy.protocol import (CLOSE, CLOSE_LONG, CLOSE_SHORT, EXIT, FIELDS, HIGH, INDICATORS, LOW, OPEN, SCALE, SIDE, SIGNAL, SIZE, STOP,
@@ -565,7 +566,7 @@ class BarSpace:
         return hashlib.sha256("\n".join([self.strategy, *(p.model_dump_json() for p in self.sets)]).encode()).hexdigest()
 
 def bar_space(
-    strategy: str,  # registered name
+    strategy: str,  # registered name, or module:OBJECT
     space: Mapping[str, Iterable[Any]] | None = None,  # values by parameter; None: the strategy's own search space
     **fixed: Any,  # parameters that stay as they are
 ) -> BarSpace:
@@ -579,6 +580,16 @@ def one_set(
 ) -> BarSpace:
     "A space of one set."
     return BarSpace(strategy, (p,))
+
+# %% ../../nbs/research/12_barsweep.ipynb #d01247a3
+def plan_of(
+    space: BarSpace,  # sets
+    number: int,  # which
+) -> BarPlan:
+    "A set as the plan the trader runs; `trader.promoted.plan_parameters` of it are what is promoted."
+    p = space.sets[number]
+    if isinstance(p, CombineParams): return BarPlan(name="combine", **p.model_dump(mode="json"))
+    return BarPlan(name=space.strategy, params=p.model_dump(mode="json"))
 
 # %% ../../nbs/research/12_barsweep.ipynb #38068d16
 def sets_of(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ['POINTS', 'GREY', 'BLUE', 'RED', 'GREEN', 'ORANGE', 'EXIT_SYMBOLS', 'PAD_NS', 'DIVERGING', 'COLORS', 'thin', 'clock',
            'zone_of', 'styled', 'equity_figure', 'busiest', 'symbol_rows', 'around', 'trips_of', 'mid_of',
            'price_figure', 'points', 'add_levels', 'pressure_of', 'pressure_figure', 'signal_figure', 'heat_table',
-           'Peak', 'peak', 'heat_figure', 'frame_cells', 'interval_figure', 'in_out_figure']
+           'Peak', 'peak', 'heat_figure', 'frame_cells', 'interval_figure', 'band_figure', 'in_out_figure']
 
 # %% ../../nbs/research/00_plots.ipynb #717570dd
 POINTS = 2000
@@ -342,6 +342,34 @@ def interval_figure(
                                  line={"color": color, "width": 1}, marker={"color": color, "size": 7}))
     fig.add_hline(y=zero, line={"color": GREY, "dash": "dash", "width": 1})
     styled(fig, title, height).update_layout(scattermode="group", legend={"y": -0.22})
+    fig.update_xaxes(type="category", title_text=x_title)
+    return fig.update_yaxes(title_text=y_title)
+
+# %% ../../nbs/research/00_plots.ipynb #e1f91963
+def band_figure(
+    frame: pd.DataFrame,  # columns name, x, value, low, high, p; a series for each name, NaN where not known
+    title: str,
+    x_title: str,
+    y_title: str,
+    level: float = 0.05,  # p-values below it are drawn as full points
+    height: int = 380,  # pixels
+) -> go.Figure:
+    "Estimates in front of the band in which chance alone would leave them."
+    from plotly import graph_objects as go
+    for name in ("name", "x", "value", "low", "high", "p"):
+        if name not in frame.columns: raise DataError("column of the estimates", name, ", ".join(map(str, frame.columns)))
+    if not len(frame): raise DataError("estimates", 0, "at least one")
+    fig = go.Figure()
+    for color, (series, part) in zip(COLORS * (1 + len(frame) // len(COLORS)), frame.groupby("name", sort=False), strict=False):
+        x, group = _names(part["x"]), {"offsetgroup": str(series), "legendgroup": str(series)}
+        width, marker = part["high"] - part["low"], {"color": color}
+        fig.add_trace(go.Bar(x=x, y=width, base=part["low"], name=f"{series}: chance", marker=marker, opacity=0.3, **group))
+        shape = ["circle" if v < level else "circle-open" for v in part["p"]]
+        mark = {"color": color, "size": 9, "symbol": shape, "line": {"width": 2, "color": color}}
+        fig.add_trace(go.Scatter(x=x, y=part["value"], name=str(series), mode="markers", marker=mark, customdata=part["p"],
+                                 hovertemplate="%{y:+.3f}, p %{customdata:.3f}", **group))
+    fig.add_hline(y=0.0, line={"color": GREY, "dash": "dash", "width": 1})
+    styled(fig, title, height).update_layout(scattermode="group", barmode="group", legend={"y": -0.22})
     fig.update_xaxes(type="category", title_text=x_title)
     return fig.update_yaxes(title_text=y_title)
 

@@ -35,7 +35,7 @@ from .stats import (Economics, Floats, StatsError, bootstrap_interval, deflated_
 from ..strategy.scan import NEVER
 from ..trader.promoted import (ACHIEVED, BREAK_EVEN, COST, FEES, FORMAT, MEAN_TRADE, NEEDED, SPREAD, Check, CodeVersion, GateConfig, Promoted,
                                       PromotionError, Verdict, canonical, checked, code_version, economics_text, judge, load_promoted, promoted_of,
-                                      seal, strategy_stamp, table)
+                                      seal, stamp_of, table)
 
 # %% ../../nbs/research/22_gate.ipynb #599f7891
 _all_ = ["Check", "CodeVersion", "GateConfig", "Promoted", "PromotionError", "Verdict", "canonical", "code_version", "economics_text", "judge",
@@ -465,7 +465,7 @@ def _checked_data(data: Mapping[str, str]) -> dict[str, str]:
 def promote(
     path: str | Path,  # new file: .yaml, .yml or .json
     strategy: str,  # registered name
-    parameters: Mapping[str, Any],  # what was proved: plain numbers, text, lists
+    parameters: Mapping[str, Any],  # what was proved: numbers, text, lists; of a plan on bars, `trader.promoted.plan_parameters`
     data: Mapping[str, str],  # recording -> SHA-256 of its content
     evidence: Evidence,  # what the gate judged
     verdict: Verdict,  # from `gate`
@@ -473,7 +473,7 @@ def promote(
     kernel: str | None = None,  # SHA-256 over the strategy's sources; None = found by its name
 ) -> Promoted:  # as it reads back
     "Write a sealed parameter file and read it back."
-    kernel = strategy_stamp(strategy) if kernel is None else kernel
+    kernel = stamp_of(strategy, parameters) if kernel is None else kernel
     content: dict[str, Any] = {
         "format": FORMAT, "strategy": strategy, "parameters": {k: _plain(v) for k, v in parameters.items()}, "data": _checked_data(data),
         "sessions": [d.isoformat() for d in evidence.sessions], "trials": int(evidence.trials), "code": code_version(kernel).model_dump(),

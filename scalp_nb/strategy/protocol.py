@@ -248,11 +248,22 @@ def get(
     near = difflib.get_close_matches(name, names(), 3, 0.5)
     raise ConfigError("strategy", name, ", ".join(names()), f"did you mean {' or '.join(near)}?" if near else "register it, or install its package")
 
+def _imported(name: str) -> Strategy:
+    "The strategy at module:OBJECT, known by its own name from now on."
+    module, _, attribute = name.partition(":")
+    try: thing = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise ConfigError("strategy", name, "module:OBJECT that can be imported", f"check the name and the Python path ({e})") from e
+    if not isinstance(thing, BarStrategy): raise ConfigError("strategy", name, "a BarStrategy", f"it is a {type(thing).__name__}")
+    if thing.name not in names(): register(thing)
+    if get(thing.name) is not thing: raise ConfigError("strategy", name, f"the strategy named {thing.name!r}", "give it a name of its own")
+    return check_strategy(thing)
+
 def bar_strategy(
-    name: str,  # of a strategy on bars
+    name: str,  # of a strategy on bars, or module:OBJECT
 ) -> BarStrategy:
-    "The strategy on bars of that name."
-    s = get(name)
+    "The strategy on bars of that name; `module:OBJECT` imports one, so that nothing has to be installed to try it."
+    s = _imported(name) if ":" in name else get(name)
     if not isinstance(s, BarStrategy): raise ConfigError("strategy on bars", name, "one on bars", "this one works on depth")
     return s
 

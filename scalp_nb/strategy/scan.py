@@ -204,18 +204,18 @@ def _pointer(typingctx, address):  # type: ignore[no-untyped-def]
         return builder.inttoptr(args[0], context.get_value_type(types.voidptr))
     return types.voidptr(types.intp), codegen
 
-def _build_at(loop: Callable[..., int], stamp: str) -> Callable[..., int]:
+def _build_at(stamp: str) -> Callable[..., int]:
     rows_t, sym_t, glob_t, par_t = DEPTH, SYM, GLOBAL, PARAMS
     @njit(cache=True, nogil=True, error_model="numpy")
     def scan_at(ctx, address, n, start, until):  # type: ignore[no-untyped-def]
         version = stamp  # noqa: F841
         c = carray(_pointer(ctx), 6, np.int64)
         k = c[0]
-        return loop(carray(_pointer(address), n, rows_t), start, until, carray(_pointer(c[1]), k, sym_t), carray(_pointer(c[2]), 1, glob_t)[0],
+        return scan(carray(_pointer(address), n, rows_t), start, until, carray(_pointer(c[1]), k, sym_t), carray(_pointer(c[2]), 1, glob_t)[0],
                     carray(_pointer(c[3]), 1, par_t)[0], carray(_pointer(c[4]), k, rows_t), carray(_pointer(c[5]), (k, 2), np.float64))
     return scan_at
 
-scan_at = _build_at(scan, KERNEL_STAMP)
+scan_at = _build_at(KERNEL_STAMP)
 
 # %% ../../nbs/strategy/03_scan.ipynb #18ccaa42
 _CANDIDATE = ["cand", "streak_ts", "strength", "spread_bps", "pressure", "depth_ratio"]

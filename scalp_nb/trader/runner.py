@@ -172,7 +172,7 @@ def unseen_books(
     for n in range(looks):
         try: state = runner.broker.state(runner.trader.now)
         except BrokerError as e:
-            if n == looks - 1: return f"not compared with the broker at the end: {e}"
+            if n == looks - 1: return f"; the broker's books could not be compared at the end: {e}"
             continue
         runner.send(Reconciled(runner.trader.now, state))
         break
@@ -181,9 +181,9 @@ def unseen_books(
 def last_look(
     runner: Runner,  # at its end
 ) -> dict[str, Any]:  # data of `run:end`, JSON-able
-    "Compare with the broker's books once more, then how the run ended."
+    "Compare with the broker's books once more, then how the run ended; not well where the broker could not be asked."
     t, h = runner.trader, runner.halted
     unseen = unseen_books(runner) if t.reconciled else ""
-    flat, why = not t.book.open_syms() and not t.orders.working(), h.reason if h else "no halt"
-    return {"ok": bool(h and h.ok) and flat and not t.differed and not unseen, "flat": flat, "reason": unseen or why, "rows": t.cursor,
+    flat, why = not t.book.open_syms() and not t.orders.working(), (h.reason if h else "no halt") + unseen
+    return {"ok": bool(h and h.ok) and flat and not t.differed and not unseen, "flat": flat, "reason": why, "rows": t.cursor,
             "equity": str(equity(t)), "differences": sorted(t.differed), "start_equity": str(t.start_equity)}

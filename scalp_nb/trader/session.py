@@ -252,7 +252,7 @@ def connect(
 ) -> tuple[BarRow, ...]:  # closed bars that settle the strategy
     "Start the feed, listen to the broker beside it, and get history."
     v, broker = run.venue, run.runner.broker
-    if v.feed is not None: rehearse(setup, v.feed)
+    rehearse(setup, v.feed)
     feed, pace = (v.feed, v.pace) if v.feed and v.pace else paced(run.cfg, v.market, seen)
     auditor = Auditor(broker, int(run.cfg.session.reconcile_s * 1e9), lambda: run.runner.moves)
     run.line = Line(feed, pace, new_recorder(run.dir, v.market.universe, feed.name), auditor)
@@ -398,7 +398,7 @@ def finish(run: Run) -> int:
 
 # %% ../../nbs/trader/13_session.ipynb #8bd8004a
 EXIT_OK, EXIT_NOT_FLAT, EXIT_CONFIG, EXIT_REFUSED, EXIT_FAILED = 0, 1, 2, 3, 4
-EXITS = {EXIT_OK: "finished flat", EXIT_NOT_FLAT: "ended with open positions or orders", EXIT_CONFIG: "configuration or data refused",
+EXITS = {EXIT_OK: "finished flat", EXIT_NOT_FLAT: "ended with open positions or orders, or unsure", EXIT_CONFIG: "configuration or data refused",
          EXIT_REFUSED: "refused to trade: the books differ from the broker's", EXIT_FAILED: "failed"}
 
 def run_session(

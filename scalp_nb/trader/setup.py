@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['OURS', 'HOUR', 'MINUTE', 'HISTORY_DAYS', 'ALPACA_CAPS', 'AlpacaSection', 'VenueSection', 'RunConfig',
            'PressureRunConfig', 'BarRunConfig', 'imitated', 'paper_config', 'refuse_live', 'Market', 'chosen',
-           'load_market', 'load_bar_market', 'start_day', 'local_ns', 'entry_windows', 'fitted', 'on_venue_bars',
-           'strategy_id', 'past_bars', 'days_before', 'caps_for', 'setup_for', 'beginning', 'paper_run']
+           'load_market', 'only_day', 'load_bar_market', 'start_day', 'local_ns', 'entry_windows', 'fitted',
+           'on_venue_bars', 'strategy_id', 'past_bars', 'days_before', 'caps_for', 'setup_for', 'beginning',
+           'paper_run']
 
 # %% ../../nbs/trader/12_setup.ipynb #02b9a46b
 import hashlib
@@ -20,6 +21,7 @@ from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ..broker.base import BrokerCaps
@@ -203,6 +205,8 @@ def chosen(
     return kept, Universe(universe.name, tuple(universe[i] for i in old))
 
 # %% ../../nbs/trader/12_setup.ipynb #3a63a386
+HOUR = 60 * 60 * 1_000_000_000
+
 def load_market(
     cfg: RunConfig,  # a run's configuration
 ) -> Market:
@@ -222,11 +226,21 @@ def load_market(
     rows = rows[np.argsort(rows["recv"], kind="stable")]  # the order in which a session would have received them
     rows, universe = chosen(rows, universe, cfg.data.symbols)
     if not len(rows): raise DataError("rows left after data.symbols, data.start and data.end", 0, "at least one", "widen the selection")
-    return Market(rows, universe, seen_capabilities(rows), trading_day(universe[0].venue, int(np.median(rows["ts"]))), content_hash(rows))
+    return Market(rows, universe, seen_capabilities(rows), only_day(universe[0].venue, rows["recv"]), content_hash(rows))
+
+def only_day(
+    venue: str,  # whose local dates
+    recv: npt.NDArray[np.int64],  # receive times, ns UTC
+) -> date:
+    "The one trading day on which rows were received; refuses several."
+    slots = np.unique(recv // (HOUR // 4)) * (HOUR // 4)   # midnights are at whole quarters of an hour
+    days = sorted({trading_day(venue, int(t)) for t in slots})
+    if len(days) > 1:
+        named = ", ".join(map(str, days[:5])) + (f" and {len(days) - 5} more" if len(days) > 5 else "")
+        raise DataError("days in data.recording", named, "one trading day", f"choose it with data.start and data.end, e.g. both {days[-1]}")
+    return days[0]
 
 # %% ../../nbs/trader/12_setup.ipynb #661ccb2c
-HOUR = 60 * 60 * 1_000_000_000
-
 def load_bar_market(
     cfg: RunConfig,  # a run's configuration
     path: Path,  # recording of bars

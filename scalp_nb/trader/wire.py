@@ -26,7 +26,7 @@ QUIET = 1      # consumed, nothing to decide
 DECIDE = 2     # consumed, and the scan stopped for a reason
 PENDING = 3    # not consumed: a timer or the end of a decision window comes first
 
-def _build_step(loop: Callable[..., int], stamp: str) -> Callable[..., int]:
+def _build_step(stamp: str) -> Callable[..., int]:
     rows_t, no_length, no_token, size = DEPTH, PACKET_LENGTH, PACKET_TOKEN, PACKET_BYTES
     @njit(cache=True, nogil=True, error_model="numpy")
     def step(wire, packet, recv, until):  # type: ignore[no-untyped-def]
@@ -39,11 +39,11 @@ def _build_step(loop: Callable[..., int], stamp: str) -> Callable[..., int]:
         if sym < 0: return no_token
         status = decode_into(addr, size, carray(_pointer(w[1]), 1, rows_t), 0, sym, recv)
         if status < 0: return status
-        if loop(w[0], w[1], 1, 0, until) == 0: return 3
+        if scan_at(w[0], w[1], 1, 0, until) == 0: return 3
         return 1 if carray(_pointer(w[5]), 1, np.int64)[0] == 0 else 2
     return step
 
-step = _build_step(scan_at, KERNEL_STAMP + hashlib.sha256(Path(_packet.__file__).read_bytes()).hexdigest())
+step = _build_step(KERNEL_STAMP + hashlib.sha256(Path(_packet.__file__).read_bytes()).hexdigest())
 
 # %% ../../nbs/trader/16_wire.ipynb #3ea546f7
 NOTHING: tuple[Command, ...] = ()
