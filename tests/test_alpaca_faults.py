@@ -3,13 +3,17 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("alpaca")
 
 from alpaca_faults import broken, config_of, play, run_seed, tape_of  # noqa: E402
+from alpaca_live import until, venue  # noqa: E402
 
+from scalp_nb.feed.alpaca import AlpacaFeed, AlpacaFeedConfig  # noqa: E402
+from scalp_nb.practice.alpaca import PracticeServer  # noqa: E402
 from scalp_nb.practice.faults import read_script  # noqa: E402
 
 FOUND = {
@@ -51,6 +55,54 @@ def test_a_broken_invariant_is_seen(tmp_path: Path) -> None:
     assert finds("5")
     s.records, s.truth["orders"] = kept, orders
     assert broken(s) == []
+
+
+def feed_at(server: PracticeServer, tape: Any) -> AlpacaFeed:
+    cfg = AlpacaFeedConfig(stream_url=server.data_url, data_url=server.url, first_wait_s=0.02, most_wait_s=0.1, busy_wait_s=0.05, batch_gap_s=0.0)
+    return AlpacaFeed(tape.universe, cfg, server.terms.key, server.terms.secret, server.api.desk.clock.now)
+
+
+def told(feed: AlpacaFeed, words: str, server: PracticeServer, step_s: float = 0.0) -> int:
+    "Venue seconds until the feed says so."
+    began = server.api.desk.clock.now()
+    def heard() -> bool:
+        if step_s: server.step(step_s)
+        feed.read(0.02)
+        feed.bars()
+        return any(words in f"{n.kind} {n.text}" for n in feed.news())
+    until(heard, words, 20, 0.0)
+    return (server.api.desk.clock.now() - began) // 10**9
+
+
+def test_a_forgotten_connection_is_outlasted() -> None:
+    """The 90 s zombie: a torn connection counts against the limit of one, the feed says so, waits, and comes back by itself."""
+    tape = tape_of(1)
+    with venue(tape, 0.0) as server:
+        feed = feed_at(server, tape)
+        feed.start(server.api.desk.clock.now())
+        try:
+            told(feed, "subscribed", server)
+            for line in list(server.api.hub.lines): line.abort()
+            told(feed, "connection limit exceeded", server)
+            assert 80 <= told(feed, "up reconnected", server, 5.0) <= 110
+            assert feed.stats.connects == 2
+        finally: feed.close()
+
+
+def test_keys_that_expire_while_the_feed_runs() -> None:
+    """The line is down from then on, and people are told why; the keys are not in what they are told."""
+    tape = tape_of(1)
+    with venue(tape, 0.0, terms={"zombie_s": 0.0}) as server:
+        feed = feed_at(server, tape)
+        feed.start(server.api.desk.clock.now())
+        try:
+            told(feed, "subscribed", server)
+            old = server.terms
+            server.api.orders.terms = server.terms.model_copy(update={"key": "PKNEW"})
+            for line in list(server.api.hub.lines): line.abort()
+            told(feed, "the keys are wrong or expired", server)
+            assert old.secret not in repr(feed) and feed.stats.connects == 1
+        finally: feed.close()
 
 
 @pytest.mark.soak

@@ -69,7 +69,7 @@ def test_row_by_row_is_the_same_as_one_block(seed):
 
 
 def test_time_never_runs_ahead_of_the_rows():
-    """Found by fault run 17: a decision window whose candidate was gone before it ended let time jump to the next timer, past rows that were waiting."""
+    """Found by fault run 17: a decision window whose candidate was gone before its end let time jump to the next timer, past waiting rows."""
     rows = random_tape(np.random.default_rng(5), 3000, 3, START)
     r, _ = started(**{"strategy.warmup_rows": 2, "strategy.max_spread_bps": 500.0, "strategy.decision_window_ms": 900, "health.stale_ms": 3_600_000,
                       "health.connection_stale_ms": 3_600_000})

@@ -146,8 +146,9 @@ def fill_json(
 ) -> dict[str, Any]:
     "One FILL activity."
     t = o.tickets[u.client_id.partition("#")[0]]
-    before = [f.qty for f in o.desk.venue.fills if f.client_id.partition("#")[0] == t.id and f.ts <= u.ts]
-    done = sum(before, Decimal(0))
+    mine = [f for f in o.desk.venue.fills if f.client_id.partition("#")[0] == t.id]
+    upto = [f.exec_id for f in mine].index(u.exec_id)   # not by time: two executions may share a nanosecond
+    done = sum((f.qty for f in mine[:upto + 1]), Decimal(0))
     at = dt.datetime.fromtimestamp(u.ts // 10**9, dt.UTC)
     return {"id": f"{at:%Y%m%d%H%M%S}{u.ts // 10**6 % 1000:03d}::{stable_id(f'{o.terms.seed}:{u.exec_id}')}", "activity_type": "FILL",
             "transaction_time": stamp(u.ts), "type": "fill" if done >= t.qty else "partial_fill", "price": num(u.px), "qty": num(u.qty),
