@@ -281,7 +281,8 @@ def test_a_recording_of_several_days_is_refused_until_one_is_chosen(tmp_path):
     write_parquet(np.concatenate([rows for rows, _ in parts]), parts[0][1], tmp_path / "three.parquet")
     with pytest.raises(DataError, match="2026-11-17, 2026-11-18, 2026-11-19.; allowed: one trading day.*data.start and data.end"):
         load_market(conf(tmp_path / "three.parquet"))
-    assert run_session(cfg := conf(tmp_path / "three.parquet"), folder(tmp_path, cfg)) == EXIT_CONFIG
+    cfg = conf(tmp_path / "three.parquet")
+    assert run_session(cfg, folder(tmp_path, cfg)) == EXIT_CONFIG
     one = load_market(conf(tmp_path / "three.parquet", **{"data.start": "2026-11-18", "data.end": "2026-11-18"}))
     assert one.day == date(2026, 11, 18) and len(one.rows) == len(parts[1][0])
 
