@@ -126,7 +126,8 @@ class Stepper:
 
     def watch(self) -> None:
         "The trader itself waits: time passes all the same."
-        while not self.over.wait(BUSY_S): self.step(2 * BUSY_S)
+        while not self.over.wait(BUSY_S):
+            if self.broker is not None and self.broker._since: self.step(2 * BUSY_S)   # connected: what is compiled before costs no market time
 
 
 @dataclass
