@@ -44,6 +44,21 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     return play(tmp_path_factory.mktemp("defects"), cfg, tape, script, {"partial_prob": 0.5})
 
 
+HALF_DAY = date(2026, 11, 27)
+
+
+@pytest.fixture(scope="module")
+def half_day(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    "The last twenty minutes of the day after Thanksgiving; positions are held until they must go."
+    close, seconds = session_for("US", HALF_DAY).close_ts, int(3.5 * 3600)
+    tape = walk_tape(("X", "Y"), seconds, 3, day=HALF_DAY)
+    lean = np.repeat(np.random.default_rng(2).choice([0.15, 0.85], seconds // 20), 20)
+    rows = tape.rows.copy()
+    rows["bid_qty"][:, 0], rows["ask_qty"][:, 0] = np.repeat(1000 * lean, 2), np.repeat(1000 * (1 - lean), 2)
+    cfg = config_of(0, replace(tape, rows=rows), **WIDE, **{"data.end": None, "strategy.exit_on_opposite": False})
+    return play(tmp_path_factory.mktemp("half_day"), cfg, replace(tape, rows=rows), start=close - 20 * 60 * 10**9)
+
+
 def purposes(s: Story) -> dict[str, Any]: return {r.data.intent.id: r.data.intent for r in s.of("command:Submit")}
 
 
@@ -58,19 +73,17 @@ def test_1_a_start_that_fails_ends_and_says_why(tmp_path: Path, capfd: pytest.Ca
     assert "clock from Alpaca" in capfd.readouterr().err
 
 
-def test_2_the_resting_exit_is_gone_before_the_end_sells(story: Story) -> None:
+def test_2_the_resting_exit_is_gone_before_the_end_sells(half_day: Story) -> None:
     "A sale beside a resting sale of the same shares is refused (403), at 15:55 and for ever."
-    stop = next(r.ts for r in story.of("note:control") if r.data["action"] == "stop")
-    held = {s for s in story.tape.universe.symbols for a, b in positions(story.truth["executions"], s) if a < stop < b}
-    mine = purposes(story)
-    resting = [o for o in story.truth["orders"] if o["symbol"] in held and mine[o["client_order_id"]].purpose is Purpose.STOP and ended(o) > stop]
-    assert resting, "nothing rested when the session ended"
-    for o in resting:
-        later = [x for x in story.truth["orders"] if x["symbol"] == o["symbol"] and ns(x["submitted_at"]) > stop]
-        assert o["status"] == "canceled" and later and min(ns(x["submitted_at"]) for x in later) >= ended(o)
-    said = [r.data["reason"] for r in story.of("note:order") if r.data["state"] == "REJECTED"]
-    assert not [x for x in said if "qty" in x or "wash" in x], said
-    assert story.status == EXIT_OK and story.truth["positions"] == {}
+    mine, out = purposes(half_day), [r for r in half_day.of("note:exit") if r.data["reason"] == "square_off"]
+    assert out
+    for r in out:
+        orders = [o for o in half_day.truth["orders"] if o["symbol"] == r.data["symbol"] and ended(o) >= r.ts]
+        resting = [o for o in orders if mine[o["client_order_id"]].purpose is Purpose.STOP]
+        assert resting and all(o["status"] == "canceled" for o in resting)
+        assert [o for o in orders if o["status"] == "filled" and ns(o["submitted_at"]) >= max(ended(x) for x in resting)]
+    assert not [r for r in half_day.of("note:order") if r.data["state"] == "rejected"]
+    assert half_day.status == EXIT_OK and half_day.truth["positions"] == {}
 
 
 def test_3_an_exit_is_on_the_tick_and_a_refused_one_is_sent_again(story: Story) -> None:
@@ -205,24 +218,15 @@ def test_9_stops_ids_caps_and_sizes(tmp_path: Path, story: Story) -> None:
     assert s.truth["orders"] == [] and {r.data["code"] for r in s.of("note:refusal")} == {"size_zero"}
 
 
-def test_10_a_half_day_ends_flat_before_its_own_close(tmp_path: Path) -> None:
+def test_10_a_half_day_ends_flat_before_its_own_close(half_day: Story) -> None:
     "15:55 was written into the program: on a half-day it ended with positions open."
-    day = date(2026, 11, 27)
-    close, seconds = session_for("US", day).close_ts, int(3.5 * 3600)
+    close = session_for("US", HALF_DAY).close_ts
     assert f"{datetime.fromtimestamp(close / 1e9, UTC):%H:%M}" == "18:00"   # 13:00 in New York
-    tape = walk_tape(("X", "Y"), seconds, 3, day=day)
-    lean = np.repeat(np.random.default_rng(2).choice([0.15, 0.85], seconds // 20), 20)
-    rows = tape.rows.copy()
-    rows["bid_qty"][:, 0], rows["ask_qty"][:, 0] = np.repeat(1000 * lean, 2), np.repeat(1000 * (1 - lean), 2)
-    start = close - 20 * 60 * 10**9
-    tape = replace(tape, rows=rows)
-    cfg = config_of(0, tape, **WIDE, **{"data.end": None, "strategy.exit_on_opposite": False})
-    s = play(tmp_path, cfg, tape, start=start)
-    last = max(int(e["ts"]) for e in s.truth["executions"])
-    entries = [i.ts for i in purposes(s).values() if i.purpose is Purpose.ENTRY]
+    last = max(int(e["ts"]) for e in half_day.truth["executions"])
+    entries = [i.ts for i in purposes(half_day).values() if i.purpose is Purpose.ENTRY]
     assert entries and max(entries) < close - 15 * 60 * 10**9
-    assert any(r.data["reason"] == "square_off" for r in s.of("note:exit")) and close - 301 * 10**9 < last < close - 240 * 10**9
-    assert s.status == EXIT_OK and s.truth["positions"] == {}
+    assert close - 301 * 10**9 < last < close - 200 * 10**9
+    assert half_day.status == EXIT_OK and half_day.truth["positions"] == {}
 
 
 def test_11_minutes_are_minutes_and_corrections_count() -> None:

@@ -169,7 +169,7 @@ def _stamp() -> str:
     return h.hexdigest()
 
 def _build(stamp: str) -> Callable[..., int]:
-    @njit(cache=True, nogil=True, error_model="numpy")
+    @njit(cache=stamp != "notebook", nogil=True, error_model="numpy")
     def scan(rows, start, until, sym, g, p, book, watch):  # type: ignore[no-untyped-def]
         n, i, version = len(rows), start, stamp  # noqa: F841
         g.reason = 0
@@ -206,7 +206,7 @@ def _pointer(typingctx, address):  # type: ignore[no-untyped-def]
 
 def _build_at(stamp: str) -> Callable[..., int]:
     rows_t, sym_t, glob_t, par_t = DEPTH, SYM, GLOBAL, PARAMS
-    @njit(cache=True, nogil=True, error_model="numpy")
+    @njit(cache=stamp != "notebook", nogil=True, error_model="numpy")
     def scan_at(ctx, address, n, start, until):  # type: ignore[no-untyped-def]
         version = stamp  # noqa: F841
         c = carray(_pointer(ctx), 6, np.int64)
