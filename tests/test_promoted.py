@@ -95,6 +95,7 @@ REFUSED = [
     ("good.yaml", {"strategy": {"lower": 0.7}}, "strategy.lower: got 0.7; allowed: 0.71, as promoted"),
     ("good.yaml", {"strategy": {"rest_s": 1.0}}, "strategy.rest_s is 1.0, not in the file"),
     ("good.yaml", {}, "false with venue.broker: paper"),   # the set is in order: what is left is that there is no venue for real money
+    ("good.yaml", {"venue": {"broker": "alpaca_live", "terms": "alpaca"}}, "alpaca_paper in this version"),
 ]
 
 

@@ -176,6 +176,8 @@ def refuse_live(
         phrase = live_phrase(cfg.run.account)
         raise ConfigError("venue.broker", "alpaca_live", "live.enabled: true and the phrase, typed twice, with real money",
                           f"write live: {{enabled: true, confirm: {phrase!r}}} and export SCALP_LIVE_CONFIRM with the same phrase")
+    if wanted:  # the rehearsal against the practice venue is not complete: see the closing note
+        raise ConfigError("venue.broker", "alpaca_live", "alpaca_paper in this version", "trade this set on paper until real money is released")
 
 # %% ../../nbs/trader/12_setup.ipynb #24fc11b0
 @dataclass(frozen=True, slots=True)
