@@ -4,12 +4,17 @@ Locally hypothesis draws new examples each time; CI repeats the same ones, so th
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+# A shell that starts the tests in the background has them ignore Ctrl-C and hang-ups, and so would every process they start and signal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN: signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)

@@ -8,28 +8,31 @@ __all__ = ['BarRow', 'Event', 'Command', 'bar_rows', 'rows_bars', 'Started', 'De
 
 # %% ../../nbs/trader/00_events.ipynb #cc0b7c35
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..broker.base import Account, BrokerState
-from ..feed.bars import BAR, Bars
 from ..feed.depth import Rows
 from ..order.types import Intent, Update
+
+# %% ../../nbs/trader/00_events.ipynb #a2a47562
+if TYPE_CHECKING: from scalp_nb.feed.bars import Bars  # which brings the compiler: too heavy for everyone who only names an event
 
 # %% ../../nbs/trader/00_events.ipynb #164f62d8
 BarRow = tuple[int, float, float, float, float, float, float, int, int, int]  # the fields of feed.bars.BAR, in its order
 
 def bar_rows(
-    bars: Bars,  # shape (n,), BAR
+    bars: "Bars",  # shape (n,), BAR
 ) -> tuple[BarRow, ...]:
     "Bars as an event carries them: plain numbers that the journal keeps exactly."
     return tuple(bars.tolist())
 
 def rows_bars(
     rows: tuple[BarRow, ...],  # from `bar_rows`
-) -> Bars:
+) -> "Bars":
     "Undo `bar_rows`."
+    from scalp_nb.feed.bars import BAR
     return np.array(list(rows), BAR)
 
 # %% ../../nbs/trader/00_events.ipynb #606617b8
