@@ -6,8 +6,10 @@ Locally hypothesis draws new examples each time; CI repeats the same ones, so th
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -19,3 +21,11 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN: signal.signal(signal.SIGHU
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture
+def restore_signals() -> Iterator[None]:
+    "A session run in this process takes its signal handlers with it."
+    kept = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for s, handler in kept.items(): signal.signal(s, handler)

@@ -32,12 +32,7 @@ from scalp_nb.trader.report import load_run  # noqa: E402
 from scalp_nb.trader.session import EXIT_CONFIG, EXIT_OK, EXIT_REFUSED, run_session  # noqa: E402
 from scalp_nb.trader.venues import open_venue, shut  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def restore_signals():
-    kept = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for s, handler in kept.items(): signal.signal(s, handler)
+pytestmark = pytest.mark.usefixtures("restore_signals")
 
 
 def at(tape: Any, seconds: float) -> datetime:

@@ -25,13 +25,14 @@ pytest.importorskip("alpaca")
 from scalp_nb.broker.alpaca import AlpacaBroker, AlpacaConfig, ask, make_client  # noqa: E402
 from scalp_nb.broker.alpaca import _message as hear  # noqa: E402
 from scalp_nb.broker.alpaca_models import bracket_body, oco_body, order_body, read_account, read_asset, read_order, read_position, state_of  # noqa: E402
-from scalp_nb.broker.base import Broker, BrokerError  # noqa: E402
+from scalp_nb.broker.base import Broker, BrokerError, BrokerState  # noqa: E402
 from scalp_nb.feed.depth import FLAG_HALT, depth_row  # noqa: E402
 from scalp_nb.feed.instrument import Instrument, Universe  # noqa: E402
 from scalp_nb.order.types import Intent, OrderState, OrderType, Purpose, Side, Tif, Update, UpdateKind  # noqa: E402
 from scalp_nb.practice.alpaca import PracticeServer  # noqa: E402
 from scalp_nb.practice.alpaca_orders import AlpacaTerms  # noqa: E402
 from scalp_nb.practice.venue import make_tape, step_clock  # noqa: E402
+from scalp_nb.trader.streaming import Auditor  # noqa: E402
 
 D, MS, K = Decimal, 1_000_000, UpdateKind
 UNI = Universe("pair", (Instrument("AAA", "US", currency="USD"), Instrument("BBB", "US", currency="USD")))
@@ -292,9 +293,15 @@ class TestAlpaca(BrokerConformance):
 
     def test_pictures_beside_the_trading_thread(self, venue: AlpacaDriver) -> None:
         b, _ = self.start(venue)
-        venue.broker.ask_state(venue.now)
-        wait_until(lambda: (st := venue.broker.take_state()) is not None and st.account.cash == venue.cash)
-        assert venue.broker.take_state() is None
+        auditor = Auditor(b, 3600 * 10**9, lambda: 0)
+        began = time.monotonic()
+        assert auditor.turn(venue.now) is None and time.monotonic() - began < 0.1   # begun, not waited for
+
+        def taken() -> bool:
+            got = auditor.turn(venue.now)
+            return isinstance(got, BrokerState) and got.account.cash == venue.cash
+        wait_until(taken)
+        auditor.close()
 
     def test_wrong_keys(self, venue: AlpacaDriver) -> None:
         self.start(venue)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,12 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return at
 
 
-@pytest.fixture
-def handlers() -> Iterator[None]:
-    "The session's signal handlers go with it."
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for s, h in before.items(): signal.signal(s, h)
+pytestmark = pytest.mark.usefixtures("restore_signals")
 
 
 def yaml_of(at: Path, folder: Path, promoted: str | None, real: bool, **over: Any) -> Path:
@@ -101,7 +95,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("name", "over", "words"), REFUSED)
 def test_real_money_is_refused_by_the_session_itself(name: str | None, over: dict[str, Any], words: str, folder: Path, tmp_path: Path,
-                                                     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], handlers: None) -> None:
+                                                     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     "Exit status 2, the reason in words, and nothing opened: no store, no venue, no control server."
     monkeypatch.setenv("SCALP_LIVE_CONFIRM", PHRASE)
     status = session.main([str(yaml_of(tmp_path, folder, name, True, **over)), str(tmp_path / "run")])
@@ -136,8 +130,8 @@ def test_a_resealed_verdict_does_not_help(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "words"), [("failed.yaml", ["DID NOT PASS THE GATE"]), ("changed.yaml", ["CODE_CHANGED"]),
                                              ("sample.yaml", ["passed the gate", "IN_SAMPLE"])])
-def test_on_paper_a_doubtful_set_runs_and_says_so(name: str, words: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                                  handlers: None) -> None:
+def test_on_paper_a_doubtful_set_runs_and_says_so(name: str, words: list[str], folder: Path, tmp_path: Path,
+                                                  capsys: pytest.CaptureFixture[str]) -> None:
     "The promoted values are the run's, and journal, report and stderr carry hash, verdict and doubts."
     status = session.main([str(yaml_of(tmp_path, folder, name, False)), str(tmp_path / "run")])
     err = capsys.readouterr().err
@@ -151,7 +145,7 @@ def test_on_paper_a_doubtful_set_runs_and_says_so(name: str, words: list[str], f
     assert "break-even win rate" in told["economics"]
 
 
-def test_an_altered_file_is_not_believed_on_paper_either(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], handlers: None) -> None:
+def test_an_altered_file_is_not_believed_on_paper_either(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert session.main([str(yaml_of(tmp_path, folder, "altered.yaml", False)), str(tmp_path / "run")]) == session.EXIT_CONFIG
     assert "changed since it was promoted" in capsys.readouterr().err
 
@@ -211,7 +205,7 @@ def promoted_plan(path: Path, plan: BarPlan, last: date = DAY - timedelta(days=1
 
 
 def test_a_combination_with_a_users_rule_is_promoted_traded_and_refused_when_its_file_changes(own: str, folder: Path, tmp_path: Path,
-                                                                                            monkeypatch: pytest.MonkeyPatch, handlers: None) -> None:
+                                                                                            monkeypatch: pytest.MonkeyPatch) -> None:
     "Members, bar sizes and volatility scaling come from the file; journal and report name it; a changed rule is no longer proved."
     vol = {"vol": {"estimate": "stdev", "period": 3, "size": True}}
     plan = BarPlan.model_validate({"name": "combine", "mode": "any", "members": [

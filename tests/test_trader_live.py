@@ -31,12 +31,7 @@ def tape(tmp_path_factory):
     return path
 
 
-@pytest.fixture(autouse=True)
-def restore_signals():
-    kept = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for s, handler in kept.items():
-        signal.signal(s, handler)
+pytestmark = pytest.mark.usefixtures("restore_signals")
 
 
 def conf(tape: Path, speed: float = 100.0, **over):

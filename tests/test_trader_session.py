@@ -40,14 +40,6 @@ def tape(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def restore_signals():
-    kept = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for s, handler in kept.items():
-        signal.signal(s, handler)
-
-
 pytestmark = pytest.mark.usefixtures("restore_signals")
 
 

@@ -239,7 +239,6 @@ class AlpacaBroker:
         self._stream_up, self._closing, self._listener = threading.Event(), threading.Event(), None
         self._stream_error: Exception | None = None
         self._short, self._since = True, 0
-        self._picture: Future[BrokerState] | None = None
 
     _listener: threading.Thread | None
 
@@ -302,16 +301,6 @@ class AlpacaBroker:
         "What happened to the connection since the last call."
         with self._lock: out, self._news = self._news, []
         return out
-
-    def ask_state(self, ts: int) -> None:
-        "Begin to take a picture without waiting; one at a time."
-        if self._picture is None: self._picture = self._reads.submit(_settled, self, ts)
-
-    def take_state(self) -> BrokerState | None:
-        "The picture asked for, once it is there; raises BrokerError when it could not be taken."
-        if self._picture is None or not self._picture.done(): return None
-        picture, self._picture = self._picture, None
-        return picture.result()
 
     def clock(self) -> dict[str, Any]:
         "Alpaca's market clock, fresh."

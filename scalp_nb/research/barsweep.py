@@ -33,7 +33,7 @@ from ..feed.calendar import ZONES, CalendarError, session_for
 from ..feed.errors import DataError
 from ..feed.instrument import Universe
 from ..order.fees import fees_for, round_trip_bps
-from .trials import ResearchError, TrialLog, param_ids
+from .trials import ResearchError, TrialLog, check_units, param_ids
 from .validate import Evidence, RandomEntry, Trades, make_trades, neighbours
 from ..strategy.barplan import BarPlan
 from ..strategy.combine import MODES, CombineParams, combine_bar, member_params
@@ -777,17 +777,8 @@ def session_nets(
     frame: "pd.DataFrame",  # frames of `bar_sweep`, concatenated
 ) -> "pd.DataFrame":  # a row a session, a column a set: net basis points, the mean over symbols
     "Session results: what Sharpe ratios, walk-forward and the gate work on. A symbol has one unit of capital; sessions it lacks earn nothing."
-    _complete(frame)
+    check_units(frame)
     return frame.pivot_table(index="session", columns="set", values="net_bps", aggfunc="sum", sort=True) / frame["symbol"].nunique()
-
-def _complete(frame: "pd.DataFrame") -> None:
-    "Refuse a frame in which a set lacks a session of a symbol, or has one twice."
-    if not len(frame): raise ResearchError("sweep results", 0, "at least one set")
-    if frame[["session", "symbol", "set"]].duplicated().any(): raise ResearchError("units of a set", "repeated", "each session and symbol once")
-    units, counts = len(frame[["session", "symbol"]].drop_duplicates()), frame.groupby("set").size()
-    if (counts != units).any():
-        bad = int(counts.index[counts != units][0])
-        raise ResearchError(f"units of set {bad}", int(counts[bad]), f"{units}, one for each session and symbol", "finish the sweep first")
 
 def bar_summary(
     frame: "pd.DataFrame",  # frames of `bar_sweep`, concatenated
@@ -795,7 +786,7 @@ def bar_summary(
     min_sessions: int = 2,  # fewer are refused
 ) -> "pd.DataFrame":  # one row a set, best net result first
     "All sessions together."
-    _complete(frame)
+    check_units(frame)
     have = frame["session"].nunique()
     if have < min_sessions: raise ResearchError("sessions for session statistics", have, f"at least {min_sessions}", "add sessions")
     keys = list(by)

@@ -8,10 +8,10 @@ __all__ = ['AXES', 'PPM', 'Axis', 'Kinds', 'INSTEAD', 'MISSING', 'CLOCK', 'BLOCK
            'run_sets', 'AXIS_BYTES', 'CHUNK', 'STRATEGY', 'SUMS', 'SweepSpace', 'sweep_space', 'cell_numbers',
            'sets_frame', 'FillModel', 'fill_model', 'Session', 'session_rows', 'session_of', 'session_ticks',
            'session_at', 'without_rows', 'Candidates', 'Tape', 'Sorted', 'sort_rows', 'end_of', 'own_rows', 'loosest',
-           'tick_of', 'whole_ticks', 'extrema', 'time_slots', 'tape_of', 'tape_from', 'next_bit', 'set_bit',
-           'first_hit', 'row_at', 'exit_levels', 'stop_met', 'combine', 'filled', 'count_trade', 'axis_bits',
-           'entry_words', 'run_tape', 'trades_of', 'Unit', 'sorted_session', 'unit_tape', 'run_unit', 'units_of',
-           'log_unit', 'sweep', 'break_even', 'session_nets', 'summary']
+           'tick_of', 'whole_ticks', 'extrema', 'time_slots', 'tape_of', 'tape_from', 'next_bit', 'first_hit', 'row_at',
+           'exit_levels', 'stop_met', 'combine', 'filled', 'count_trade', 'axis_bits', 'entry_words', 'run_tape',
+           'trades_of', 'Unit', 'sorted_session', 'unit_tape', 'run_unit', 'units_of', 'log_unit', 'sweep',
+           'break_even', 'session_nets', 'summary']
 
 # %% ../../nbs/research/11_sweep.ipynb #a9ebcad6
 import hashlib
@@ -33,7 +33,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ..feed.depth import Rows, empty_depth
 from ..feed.health import HealthConfig, health_params
 from ..feed.instrument import Universe
-from .trials import ResearchError, TrialLog, param_ids
+from .trials import ResearchError, TrialLog, check_units, param_ids
 from ..strategy.features import clear, confirmed
 from ..strategy.pressure import PressureParams, passes, rule_params
 from ..strategy.scan import GLOBAL, KERNEL_STAMP, LONG_OK, NEVER, PARAMS, SHORT_OK, SYM, one_row
@@ -563,13 +563,6 @@ def next_bit(words, layer, i, n):  # type: ignore[no-untyped-def]
     w = (u << 6) + _ctz(y)
     return (w << 6) + _ctz(words[w])
 
-@njit(inline="always", cache=True, nogil=True)
-def set_bit(words, layer, i):  # type: ignore[no-untyped-def]
-    "Set bit `i`."
-    w = i >> 6
-    words[w] |= np.int64(1) << (i & 63)
-    layer[w >> 6] |= np.int64(1) << (w & 63)
-
 # %% ../../nbs/research/11_sweep.ipynb #0e5cec58
 @njit(inline="always", cache=True, nogil=True)
 def first_hit(px, b1, b2, b3, i, end, lo, hi):  # type: ignore[no-untyped-def]
@@ -1093,12 +1086,7 @@ def _complete(frame: "pd.DataFrame", sessions: int) -> None:
     if wrong.any(): raise ResearchError("net_bps of the sweep results, row", int(np.argmax(wrong)), "finite numbers", "run that unit again")
     have = frame["session"].nunique()
     if have < sessions: raise ResearchError("sessions for session statistics", have, f"at least {sessions}", "add sessions, or set min_sessions=1")
-    units = len(frame[["session", "symbol"]].drop_duplicates())
-    counts = frame.groupby("set").size()
-    if (counts != units).any():
-        bad = int(counts.index[counts != units][0])
-        raise ResearchError(f"units of set {bad}", int(counts[bad]), f"{units}, one for each session and symbol", "finish the sweep first")
-    if frame[["session", "symbol", "set"]].duplicated().any(): raise ResearchError("units of a set", "repeated", "each session and symbol once")
+    check_units(frame)
 
 # %% ../../nbs/research/11_sweep.ipynb #38d4aa28
 def summary(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODES', 'IDLE', 'Member', 'member_params', 'CombineParams', 'verdict', 'remember', 'careful', 'combine_bar',
-           'combine_rows', 'combine_signals', 'combined', 'combined_warmup', 'CombinedRun']
+           'combine_rows', 'combine_signals', 'combined', 'CombinedRun']
 
 # %% ../../nbs/strategy/15_combine.ipynb #c0d68d5d
 from collections import deque
@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from ..feed.bars import Bars
 from ..feed.errors import ConfigError, DataError
-from .protocol import SIGNAL, BarParams, BarRun, BarStrategy, bar_strategy, signals, warmup_bars
+from .protocol import SIGNAL, BarParams, BarRun, BarStrategy, bar_strategy, signals
 
 # %% ../../nbs/strategy/15_combine.ipynb #26028f68
 class Member(BaseModel):
@@ -138,13 +138,6 @@ def combined(
 ) -> npt.NDArray[Any]:  # shape (n,), SIGNAL
     "The combined signals of strategies over a frame."
     return combine_signals(p, [signals(*member_params(m), bars) for m in p.members])
-
-def combined_warmup(
-    p: CombineParams,  # how
-) -> int:  # bars until the first signal of any member is possible, for mode all of every member
-    "Warm-up of a combination."
-    each = [warmup_bars(*member_params(m)) for m in p.members]
-    return max(each) if p.mode == "all" else min(each)
 
 # %% ../../nbs/strategy/15_combine.ipynb #8a83afd7
 class CombinedRun:

@@ -35,7 +35,7 @@ from .config import secret
 from .core import Setup, Trader
 from .events import BarRow, Depth, bar_rows, rows_bars
 from .setup import Market, RunConfig, VenueSection, load_market
-from .streaming import Pace, venue_clock
+from .streaming import Pace, machine_clock, venue_clock
 
 if TYPE_CHECKING:
     from scalp_nb.broker.alpaca import AlpacaBroker, AlpacaConfig
@@ -261,7 +261,7 @@ def real_clock(cfg: RunConfig, broker: "AlpacaBroker") -> Pace:
     if abs(skew) > cfg.venue.alpaca.max_skew_s + r.trip_ns / 1e9:
         allowed = f"within {cfg.venue.alpaca.max_skew_s:g}"
         raise ConfigError("clock of this machine against Alpaca's, s", round(skew, 3), allowed, "synchronise it (NTP)")
-    return Pace(time.time_ns(), time.monotonic_ns())
+    return machine_clock()
 
 # %% ../../nbs/trader/12_venues.ipynb #f7d5bc48
 def short_of(
