@@ -456,20 +456,20 @@ def chased_limit(t: Trader, o: Order) -> Decimal | None:
     cap = round_fn(t, i.sym)(i.ref_px * (1 + i.side * Decimal(str(x.max_slippage_pct))), -int(i.side))
     if (Decimal(str(touched)) - cap) * i.side > 0: return None   # where it would trade is already too far
     best = min(limit, cap) if i.side is Side.BUY else max(limit, cap)
-    return best if (best - i.limit) * i.side > 0 else None
+    return best if (best - o.intent.limit) * i.side > 0 else None
 
 def chase(t: Trader, o: Order, ts: int, out: list[Command]) -> None:
     "Send a cancelled entry again at a better price, if it would be sent now."
     i = o.intent
     t.chasing.discard(i.id)
     terms, limit = t.terms.pop(i.id, None), chased_limit(t, o)
-    why = "chase_over" if limit is None else barred(t, i.sym, int(i.side), ts, rested=False)
-    if o.state is not OrderState.CANCELED or why: return out.append(Note("chase", {"id": i.id, "symbol": i.symbol, "to": None, "why": why}))
+    why = barred(t, i.sym, int(i.side), ts, rested=False) if limit is not None and o.state is OrderState.CANCELED else "chase_over"
+    if limit is None or why: return out.append(Note("chase", {"id": i.id, "symbol": i.symbol, "why": why}))
     features_of(t.scanner, i.sym)   # brings strength and pressure up to the last row
     c = replace(t.scanner.candidate(i.sym), side=int(i.side))
     exits, ref = terms or t.setup.exits, float(i.ref_px)
     stop, _ = levels(i.side, i.ref_px, exits, round_fn(t, i.sym))
-    v = view(t, funds(t), i.sym, i.side, ts, i.qty, limit, ref, float(stop))
+    v = view(t, funds(t), i.sym, i.side, ts, i.qty, limit, ref, stop)
     d = check(v, t.limits, t.breakers)
     seen = {"side": i.side.name, "strength": c.strength, "pressure": finite(c.pressure), "depth_ratio": finite(c.depth_ratio), "candidates": 1}
     if not d.allowed: return refuse(t, i.sym, ts, d.code, seen | judged(v, d), out)

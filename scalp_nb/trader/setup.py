@@ -68,6 +68,7 @@ class FarSection(Section):
     @classmethod
     def _known(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         name = str(info.field_name)
+        if not value: return value
         if taken := [k for k in cls.ours[name] if k in value]: raise ValueError(f"{name}.{taken[0]} is decided by venue.broker and its addresses")
         try: cls.models()[name].model_validate(value)
         except ValidationError as e:
