@@ -98,7 +98,7 @@ def tls_context(
     "How we speak TLS: verified, always."
     try: return ssl.create_default_context(cafile=ca_file)
     except (OSError, ssl.SSLError) as e:
-        raise SocketError(f"certificate file {ca_file} ({type(e).__name__})", next_step="give a readable PEM file of the authority that signed") from e
+        raise SocketError(f"certificate file {ca_file} ({type(e).__name__})", next_step="give a readable PEM of the authority that signed") from e
 
 # %% ../../nbs/feed/19_websock.ipynb #90309a3b
 class TlsLine:
