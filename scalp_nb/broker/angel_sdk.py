@@ -187,7 +187,8 @@ def check_login(
     "Refuse credentials that cannot be right, before anything is sent."
     for name in ("api_key", "client_code", "pin", "totp_secret"):
         value = getattr(login, name)
-        if not value or value != value.strip(): raise BrokerError(f"ANGEL_{name.upper()}: empty, or with spaces", next_step="set it in the environment")
+        if not value or value != value.strip():
+            raise BrokerError(f"ANGEL_{name.upper()}: empty, or with spaces", next_step="set it in the environment")
     try: _code_at(login.totp_secret, 0)
     except Exception as e:  # pyotp says what is wrong in several types, and quotes the secret in none of them
         raise BrokerError("ANGEL_TOTP_SECRET is no TOTP secret", allowed="base32 text as Angel One showed it once",
