@@ -93,7 +93,7 @@ class AngelSection(FarSection):
 
     @classmethod
     def models(cls) -> dict[str, type[BaseModel]]:
-        from scalp_nb.broker.angel_one import AngelConfig
+        from scalp_nb.broker.angel_sdk import AngelConfig
         from scalp_nb.feed.angel_one import AngelFeedConfig
         return {"account": AngelConfig, "feed": AngelFeedConfig}
 

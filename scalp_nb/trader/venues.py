@@ -8,7 +8,7 @@ __all__ = ['HOME', 'NAMED', 'Look', 'LOOKS_S', 'ANGEL_SECRETS', 'Addresses', 'at
            'Opened', 'shut', 'day_to_trade', 'open_venue', 'short_of', 'joined', 'warm_history', 'whole', 'last_of',
            'rehearse', 'paced', 'assets_of', 'fit_universe', 'refuse_untradable', 'account_config', 'feed_config',
            'read_clock', 'open_alpaca', 'angel_values', 'angel_account', 'angel_feed', 'day_master', 'master_says',
-           'nse_time', 'open_angel', 'server_time']
+           'nse_time', 'open_angel']
 
 # %% ../../nbs/trader/12_venues.ipynb #5a3df867
 import os
@@ -46,7 +46,8 @@ from .streaming import Pace, machine_clock, venue_clock
 if TYPE_CHECKING:
     from scalp_nb.broker.alpaca import AlpacaBroker, AlpacaConfig
     from scalp_nb.broker.alpaca_models import Asset
-    from scalp_nb.broker.angel_one import AngelConfig
+    from scalp_nb.broker.angel_one import AngelBroker
+    from scalp_nb.broker.angel_sdk import AngelConfig
     from scalp_nb.feed.alpaca import AlpacaFeedConfig
     from scalp_nb.feed.angel_one import AngelFeedConfig
 
@@ -417,7 +418,7 @@ def angel_account(
     at: Addresses | None,  # None: Angel One's own
 ) -> "AngelConfig":
     "What the broker is opened with."
-    from scalp_nb.broker.angel_one import AngelConfig
+    from scalp_nb.broker.angel_sdk import AngelConfig
     return AngelConfig(**angel_values(venue.angel.account, at, **({} if at is None else {"url": at.trade, "updates_url": at.updates})))
 
 def angel_feed(
@@ -469,26 +470,18 @@ def open_angel(
     at, wanted = addresses(cfg.venue, environ), named_universe(cfg)
     login = AngelLogin(*(secret(name).get_secret_value() for name in ANGEL_SECRETS))
     account = angel_account(cfg.venue, at)
-    def look() -> Reading: return timed(lambda: nse_time(int(practice_says(environ)["now"]) if at else server_time(account)))
-    if at is None: pace = real_clock(look, cfg.venue.angel.max_skew_s, "Angel One")
-    else: pace = practice_clock(look, speed_of(cfg.venue, environ))
-    day = day_to_trade(pace.now(), "NSE")
-    master = day_master(cfg, at, pace.now())
+    def now() -> int: return int(practice_says(environ)["now"]) if at else time.time_ns() - int((broker.session.lead or 0.0) * 1e9)
+    def look() -> Reading: return timed(lambda: nse_time(now()))
+    pace = practice_clock(look, speed_of(cfg.venue, environ)) if at else machine_clock()
+    day, master = day_to_trade(pace.now(), "NSE"), day_master(cfg, at, pace.now())
     universe = instruments(master, wanted, day)
     broker = AngelBroker(universe, account, login, pace.now)
     try:
         broker.session.open()
+        if at is None: real_clock(look, cfg.venue.angel.max_skew_s, "Angel One")
         feed = AngelFeed(universe, angel_feed(cfg.venue, at), broker.session.tokens, pace.now)
     except Exception:
         broker.close(pace.now())
         raise
     return Opened(Market(empty_depth(0), universe, feed.capabilities, day, ""), pace, feed, broker, look, lambda: master_says(master, universe),
                   account.url)
-
-def server_time(account: "AngelConfig") -> int:
-    "What the date of an answer shows, ns UTC, to the middle of its second."
-    import httpx
-    try: answer = httpx.head(account.url, timeout=10, verify=True)
-    except httpx.HTTPError as e: raise BrokerError("Angel One", type(e).__name__, "an answer", "look at the network") from e
-    try: return int(parsedate_to_datetime(answer.headers.get("date", "")).timestamp()) * 10**9 + 5 * 10**8
-    except ValueError: raise BrokerError("date of Angel One's answer", answer.headers.get("date"), "a date", "look at its status page") from None
