@@ -399,7 +399,14 @@ class AngelDecoder:
         "Those of which nothing has come yet."
         return [s for s in syms if not self._state["packets"][s]]
 
-    def count(self, k: int) -> int: return int(self._ctx[k])
+    @property
+    def unwanted(self) -> int: return int(self._ctx[_UNWANTED])
+    @property
+    def crossed(self) -> int: return int(self._ctx[_CROSSED])
+    @property
+    def disordered(self) -> int: return int(self._ctx[_DISORDERED])
+    @property
+    def frames_walked(self) -> int: return int(self._ctx[_FRAMES])
     @property
     def waiting(self) -> int: return int(self._ctx[_N])
     @property
