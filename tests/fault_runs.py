@@ -99,9 +99,10 @@ def after_a_minute(tape: Tape, rows: Any) -> Tape:
     return make_tape(rows[rows["ts"] >= cut], tape.universe, tape.bars[tape.bars["ts"] >= cut], tape.bars[tape.bars["ts"] < cut])
 
 
-def walled(script: tuple[Fault, ...]) -> tuple[Fault, ...]:
+def walled(script: tuple[Fault, ...], changes: dict[str, float] | None = None) -> tuple[Fault, ...]:
     "Faults in real seconds scaled to the time-outs of these sessions."
-    return tuple(f.model_copy(update={"args": {**f.args, "seconds": WALL[f.fault]}}) if f.fault in WALL else f for f in script)
+    wall = WALL | (changes or {})
+    return tuple(f.model_copy(update={"args": {**f.args, "seconds": wall[f.fault]}}) if f.fault in wall else f for f in script)
 
 
 @dataclass
