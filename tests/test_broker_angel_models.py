@@ -1,6 +1,7 @@
 """Angel One's rows, whatever is in them: read or refused by name, never believed where nobody knows what they mean."""
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import date
 from decimal import Decimal
 from typing import Any
@@ -33,8 +34,8 @@ from scalp_nb.order.types import TERMINAL, OrderState  # noqa: E402
 FAST = settings(max_examples=150, deadline=None, database=None)
 scalar = st.none() | st.booleans() | st.integers(-10**12, 10**12) | st.floats(allow_nan=True) | st.text(max_size=12) | st.sampled_from(
     ["- 2235.80", "5", "", "NaN", "1e9", "BUY", "SELL", "13:27:53", "20-Oct-2020 13:10:59", "open", "complete"])
-ORDER = ("orderid", "uniqueorderid", "ordertag", "tradingsymbol", "transactiontype", "quantity", "filledshares", "unfilledshares", "cancelsize", "price",
-         "triggerprice", "averageprice", "status", "orderstatus", "ordertype", "variety", "producttype", "text", "updatetime", "exchorderupdatetime")
+ORDER = ("orderid", "uniqueorderid", "ordertag", "tradingsymbol", "transactiontype", "quantity", "filledshares", "unfilledshares", "cancelsize",
+         "price", "triggerprice", "averageprice", "status", "orderstatus", "ordertype", "variety", "producttype", "text", "updatetime", "exchorderupdatetime")
 
 
 def rows(*keys: str) -> Any: return st.dictionaries(st.sampled_from(keys), scalar)
@@ -60,17 +61,14 @@ def test_any_trade_row(d: dict[str, Any]) -> None:
 
 
 @FAST
-@given(rows("tradingsymbol", "producttype", "netqty", "avgnetprice", "netprice"), rows("net", "availablecash", "m2mrealized", "m2munrealized"), scalar)
+@given(rows("tradingsymbol", "producttype", "netqty", "avgnetprice", "netprice"), rows("net", "availablecash", "m2mrealized", "m2munrealized"),
+       scalar)
 def test_any_position_limits_and_hint(p: dict[str, Any], limits: dict[str, Any], anything: Any) -> None:
-    try: assert read_position(p)[2].is_finite() and read_position(p)[3] >= 0
-    except BrokerError: pass
-    try: assert read_limits(limits, 1, Decimal(0)).buying_power >= 0
-    except BrokerError: pass
+    with suppress(BrokerError): assert read_position(p)[2].is_finite() and read_position(p)[3] >= 0
+    with suppress(BrokerError): assert read_limits(limits, 1, Decimal(0)).buying_power >= 0
     for m in (anything, {"order-status": anything}, {"orderData": anything}, {"orderData": {"orderid": anything}}):
-        try: read_hint(m)
-        except BrokerError: pass
-        try: rows_of(m, "book")
-        except BrokerError: pass
+        with suppress(BrokerError): read_hint(m)
+        with suppress(BrokerError): rows_of(m, "book")
 
 
 @FAST
@@ -81,7 +79,8 @@ def test_amounts_in_every_spelling(x: Decimal) -> None:
 
 
 @FAST
-@given(st.integers(0, 599), st.binary(max_size=60) | st.sampled_from([b'{"status": true, "data": 1}', b'{"status": "false"}', b'{"success": false}', b"[]"]))
+@given(st.integers(0, 599), st.binary(max_size=60) | st.sampled_from([b'{"status": true, "data": 1}', b'{"status": "false"}', b'{"success": false}',
+                                                                      b"[]"]))
 def test_an_answer_is_data_or_an_error_of_ours(status: int, raw: bytes) -> None:
     try: judge(Answer(status, json_of(raw), raw.decode("utf-8", "replace")))
     except AngelError as e: assert e.reason
@@ -91,7 +90,8 @@ def test_an_answer_is_data_or_an_error_of_ours(status: int, raw: bytes) -> None:
 @FAST
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 6)), max_size=12), st.randoms())
 def test_an_execution_counts_once_and_the_story_is_always_the_same(found: list[tuple[str, int]], random: Any) -> None:
-    trades = [read_trade({"orderid": o, "fillid": str(n), "fillprice": 100 + n, "fillsize": n, "transactiontype": "BUY"}, date(2026, 11, 19)) for o, n in found]
+    def one(o: str, n: int) -> Any: return {"orderid": o, "fillid": str(n), "fillprice": 100 + n, "fillsize": n, "transactiontype": "BUY"}
+    trades = [read_trade(one(o, n), date(2026, 11, 19)) for o, n in found]
     once = fills_of(trades)
     again = fills_of([*trades, *random.sample(trades, len(trades))])
     assert once == again

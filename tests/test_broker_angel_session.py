@@ -77,8 +77,8 @@ class Fake:
         self.server.daemon_threads = True
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
         self.logins, self.codes, self.dead = 0, list[str](), set[str]()
-        self.routes |= {"loginByPassword": self.login, "getProfile": lambda b, t: good({"clientcode": "X", "name": "N"}), "logout": lambda b, t: good(),
-                        "getOrderBook": self.book, "placeOrder": lambda b, t: good({"orderid": "1", "uniqueorderid": "u"})}
+        self.routes |= {"loginByPassword": self.login, "getProfile": lambda b, t: good({"clientcode": "X", "name": "N"}),
+                        "logout": lambda b, t: good(), "getOrderBook": self.book, "placeOrder": lambda b, t: good({"orderid": "1", "uniqueorderid": "u"})}
 
     def login(self, body: dict[str, Any], token: str) -> Reply:
         self.logins += 1
@@ -161,14 +161,14 @@ def test_recorded_answers() -> None:
 
 SHAPES: dict[str, tuple[Reply, str, bool]] = {
     "refused": (bad("AB4008"), "AngelRefused", False), "string false": ((200, b'{"status": "false", "errorcode": "AB1009"}'), "AngelRefused", False),
-    "amx": (bad("AB1007"), "AngelAmbiguous", True), "unknown code": (bad("ZZ999"), "AngelAmbiguous", True), "internal": (bad("AB2000"), "AngelAmbiguous", True),
-    "gateway token": (gate("AG8001"), "AngelAuth", False), "session": (bad("AB1010"), "AngelAuth", False),
-    "rate text": ((403, b"Access denied because of exceeding access rate"), "AngelRate", False), "rate code": (bad("AB1021"), "AngelRate", False),
-    "bare 403": ((403, b"Forbidden"), "AngelGateway", True), "ip": (bad("AG7002"), "AngelIp", False),
-    "html": ((200, b"<html>maintenance</html>"), "AngelGateway", True), "502": ((502, b"<html>"), "AngelGateway", True), "empty": ((200, b""), "AngelGateway", True),
-    "cut short": ((200, b'{"status": true, "data": {"orderid": "1'), "AngelGateway", True), "redirect": ((302, b""), "AngelGateway", True),
-    "no status": ((200, b'{"data": {"orderid": "1"}}'), "AngelGateway", True), "no message": ((200, b'{"status": false}'), "AngelAmbiguous", True),
-    "500 with success": ((500, good({"orderid": "1"})[1]), "AngelGateway", True)}
+    "amx": (bad("AB1007"), "AngelAmbiguous", True), "unknown code": (bad("ZZ999"), "AngelAmbiguous", True),
+    "internal": (bad("AB2000"), "AngelAmbiguous", True), "gateway token": (gate("AG8001"), "AngelAuth", False),
+    "session": (bad("AB1010"), "AngelAuth", False), "ip": (bad("AG7002"), "AngelIp", False), "rate code": (bad("AB1021"), "AngelRate", False),
+    "rate text": ((403, b"Access denied because of exceeding access rate"), "AngelRate", False), "bare 403": ((403, b"Forbidden"), "AngelGateway", True),
+    "html": ((200, b"<html>maintenance</html>"), "AngelGateway", True), "502": ((502, b"<html>"), "AngelGateway", True),
+    "empty": ((200, b""), "AngelGateway", True), "cut short": ((200, b'{"status": true, "data": {"orderid": "1'), "AngelGateway", True),
+    "redirect": ((302, b""), "AngelGateway", True), "no status": ((200, b'{"data": {"orderid": "1"}}'), "AngelGateway", True),
+    "no message": ((200, b'{"status": false}'), "AngelAmbiguous", True), "500 with success": ((500, good({"orderid": "1"})[1]), "AngelGateway", True)}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
