@@ -35,7 +35,8 @@ FAST = settings(max_examples=150, deadline=None, database=None)
 scalar = st.none() | st.booleans() | st.integers(-10**12, 10**12) | st.floats(allow_nan=True) | st.text(max_size=12) | st.sampled_from(
     ["- 2235.80", "5", "", "NaN", "1e9", "BUY", "SELL", "13:27:53", "20-Oct-2020 13:10:59", "open", "complete"])
 ORDER = ("orderid", "uniqueorderid", "ordertag", "tradingsymbol", "transactiontype", "quantity", "filledshares", "unfilledshares", "cancelsize",
-         "price", "triggerprice", "averageprice", "status", "orderstatus", "ordertype", "variety", "producttype", "text", "updatetime", "exchorderupdatetime")
+         "price", "triggerprice", "averageprice", "status", "orderstatus", "ordertype", "variety", "producttype", "text", "updatetime",
+         "exchorderupdatetime")
 
 
 def rows(*keys: str) -> Any: return st.dictionaries(st.sampled_from(keys), scalar)

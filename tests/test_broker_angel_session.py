@@ -1,8 +1,6 @@
 """Angel One's session: the real SDK against a small server on real sockets, in every shape an answer is known to take."""
 from __future__ import annotations
 
-import email.utils
-import http.server
 import json
 import logging
 import socket
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from angel_fake import LOGIN, START, Fake, Reply, bad, config, gate, good
 from realdata import realdata
 
 pytest.importorskip("pyotp")
@@ -37,57 +36,6 @@ from scalp_nb.broker.httpcalls import Answer, json_of  # noqa: E402
 from scalp_nb.feed.packet import FeedError  # noqa: E402
 from scalp_nb.order.types import OrderState  # noqa: E402
 
-LOGIN = AngelLogin("apikey-HIDDEN1", "CLIENT-HIDDEN2", "9081726", "HIDDEN3JBSWY3DPEHPK3PXPJBSWY3DPE")
-START = 1_795_066_200_000_000_000  # 2026-11-19 11:00 in India
-Reply = tuple[int, bytes]
-
-
-def good(data: Any = None) -> Reply: return 200, json.dumps({"status": True, "message": "SUCCESS", "errorcode": "", "data": data}).encode()
-def bad(code: str, message: str = "no") -> Reply:
-    return 200, json.dumps({"status": False, "message": message, "errorcode": code, "data": None}).encode()
-def gate(code: str) -> Reply: return 200, json.dumps({"success": False, "message": "Invalid Token", "errorCode": code, "data": ""}).encode()
-
-
-class Fake:
-    "Answers what it was told to, and remembers what it was asked."
-    def __init__(self) -> None:
-        self.routes: dict[str, Callable[[dict[str, Any], str], Reply]] = {}
-        self.asked: list[tuple[str, dict[str, Any], str]] = []
-        self.skew = 0.0
-        fake = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            def date_time_string(self, timestamp: float | None = None) -> str: return email.utils.formatdate(time.time() + fake.skew, usegmt=True)
-            def do_GET(self) -> None: self.answer()
-            def do_POST(self) -> None: self.answer()
-            def answer(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
-                token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-                fake.asked.append((self.path, body, token))
-                name = self.path.partition("?")[0].rsplit("/", 1)[1]
-                status, out = fake.routes[name](body, token)
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(out)))
-                self.end_headers()
-                self.wfile.write(out)
-            def log_message(self, *args: Any) -> None: return None
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-        self.logins, self.codes, self.dead = 0, list[str](), set[str]()
-        self.routes |= {"loginByPassword": self.login, "getProfile": lambda b, t: good({"clientcode": "X", "name": "N"}),
-                        "logout": lambda b, t: good(), "getOrderBook": self.book, "placeOrder": lambda b, t: good({"orderid": "1", "uniqueorderid": "u"})}
-
-    def login(self, body: dict[str, Any], token: str) -> Reply:
-        self.logins += 1
-        self.codes.append(body["totp"])
-        return good({"jwtToken": f"jwt{self.logins}-HIDDEN4", "refreshToken": f"refresh{self.logins}-HIDDEN5", "feedToken": "feed-HIDDEN6"})
-
-    def book(self, body: dict[str, Any], token: str) -> Reply: return gate("AG8001") if not token or token in self.dead else good()
-    def count(self, name: str) -> int: return sum(name in path for path, _, _ in self.asked)
-
 
 @pytest.fixture
 def fake() -> Iterator[Fake]:
@@ -95,11 +43,6 @@ def fake() -> Iterator[Fake]:
     yield f
     f.server.shutdown()
     f.server.server_close()
-
-
-def config(f: Fake, **over: Any) -> AngelConfig:
-    return AngelConfig(**{"url": f"http://127.0.0.1:{f.server.server_port}", "updates_url": "ws://127.0.0.1:1", "read_timeout_s": 1.0,
-                          "totp_once": False, **over})
 
 
 def session(f: Fake, clock: Callable[[], int] = lambda: START, login: AngelLogin = LOGIN, **over: Any) -> AngelSession:
@@ -164,7 +107,8 @@ SHAPES: dict[str, tuple[Reply, str, bool]] = {
     "amx": (bad("AB1007"), "AngelAmbiguous", True), "unknown code": (bad("ZZ999"), "AngelAmbiguous", True),
     "internal": (bad("AB2000"), "AngelAmbiguous", True), "gateway token": (gate("AG8001"), "AngelAuth", False),
     "session": (bad("AB1010"), "AngelAuth", False), "ip": (bad("AG7002"), "AngelIp", False), "rate code": (bad("AB1021"), "AngelRate", False),
-    "rate text": ((403, b"Access denied because of exceeding access rate"), "AngelRate", False), "bare 403": ((403, b"Forbidden"), "AngelGateway", True),
+    "rate text": ((403, b"Access denied because of exceeding access rate"), "AngelRate", False),
+    "bare 403": ((403, b"Forbidden"), "AngelGateway", True),
     "html": ((200, b"<html>maintenance</html>"), "AngelGateway", True), "502": ((502, b"<html>"), "AngelGateway", True),
     "empty": ((200, b""), "AngelGateway", True), "cut short": ((200, b'{"status": true, "data": {"orderid": "1'), "AngelGateway", True),
     "redirect": ((302, b""), "AngelGateway", True), "no status": ((200, b'{"data": {"orderid": "1"}}'), "AngelGateway", True),
