@@ -69,6 +69,9 @@ class Shared(Generic[T]):
         self._lock, self._free, self._began, self.readings = threading.Lock(), 0, -1, 0
         self._value: T | None = None
 
+    @property
+    def free(self) -> int: return self._free   # when the next reading may begin, ns of `clock`
+
     def get(
         self,
         since: int,  # monotonic clock, ns: older readings will not do
@@ -171,7 +174,7 @@ class AngelBroker:
         self._execs, self._news, self._bands = set[str](), list[LinkNews](), dict[str, tuple[Decimal, Decimal]]()
         self._instruments, self._names = {i.symbol: i for i in universe.instruments}, names_of(universe)
         self._hints, self._later = deque[str](), dict[str, int]()    # client ids to look up now, or at a time
-        self._halted, self._up, self._good_ts, self._compare = "", False, 0, False
+        self._halted, self._up, self._good_ts, self._tried_ts, self._compare, self._said = "", False, 0, 0, False, ""
         self._stream_up, self._threads, self._busy = False, list[threading.Thread](), False
         self._books = _books(self)
         self._details = (Budget(config.details_per_s, 0, lambda: clock() / 1e9, 1.0), Budget(4500, 0, lambda: clock() / 1e9, 3600.0))
@@ -351,7 +354,8 @@ def _submit(b: AngelBroker, i: Intent) -> None:
     try: why = _refusal(b, i)   # again: it may have waited behind another order
     except Exception as e: why = ("internal", f"{type(e).__name__}: {e}")  # nothing was sent: a definite refusal
     if why is None and not b._quota.take("place", urgent, 10.0 if urgent else 0.0):
-        why = "rate_budget", f"{b._quota.second.used} order messages in the last second, {b._quota.hours['place'].used} orders in the last hour: not sent"
+        used = b._quota.second.used, b._quota.hours["place"].used
+        why = "rate_budget", f"{used[0]} order messages in the last second, {used[1]} orders in the last hour: not sent"
     if why is not None: return _reject(b, i.id, *why)
     b.stats.submits += 1
     params = order_params(i, b._instruments[i.symbol])
@@ -380,6 +384,7 @@ def _not_placed(b: AngelBroker, k: Known, e: AngelError) -> None:
     if isinstance(e, AngelIp): _halt(b, e)
     if isinstance(e, AngelRate): _limited(b)
     if e.ambiguous or e.reason == "no_line":
+        k.sent = e.ambiguous
         with b._lock:
             if not k.acked: _no_answer(b, k.client_id, e.text)
         return
@@ -454,26 +459,31 @@ def _start(b: AngelBroker) -> None:
 def _watch(b: AngelBroker) -> None:
     while not b._closing.is_set():
         b._busy = False
-        due = b._good_ts + int((b.cfg.poll_s if _lively(b) else b.cfg.idle_s) * SECOND)
-        wait_until(b._clock, min([due, *b._later.values()]), b._bell)
+        wait_until(b._clock, min([_due(b), *b._later.values()]), b._bell)
         if b._closing.is_set(): return
         b._busy = True
         b._bell.clear()
-        try: _round(b, due)
+        try: _round(b)
         except Exception as e: _tell(b, "warning", f"watching orders: {type(e).__name__}: {e}")  # told; the next round goes on
 
 def _lively(b: AngelBroker) -> bool:
     "Is there anything whose fate is open?"
     return any(k.asked or (k.ours or k.acked) and k.state not in TERMINAL for k in list(b._known.values()))
 
-def _round(b: AngelBroker, due: int) -> None:
-    "Hints first, the whole book when it is time or somebody asks."
+def _due(b: AngelBroker) -> int:
+    "When the whole book is read next."
+    if b._compare: return b._books["orders"].free
+    return b._tried_ts + int((b.cfg.poll_s if _lively(b) else b.cfg.idle_s) * SECOND)
+
+def _round(b: AngelBroker) -> None:
+    "Hints first; the whole book when it is time."
     now = b._clock()
     hinted = dict.fromkeys([b._hints.popleft() for _ in range(len(b._hints))] + [c for c, at in list(b._later.items()) if at <= now])
     for c in hinted: b._later.pop(c, None)
-    if b._compare or now >= due or not all(_look(b, c) for c in hinted):
-        b._compare = False
-        _poll(b)
+    if not all([_look(b, c) for c in hinted]): b._compare = True
+    if b._clock() < _due(b): return
+    b._compare = False
+    _poll(b)
 
 # %% ../../nbs/broker/04_angel_one.ipynb #dd3337d1
 def _look(b: AngelBroker, client_id: str) -> bool:
@@ -494,11 +504,11 @@ def _look(b: AngelBroker, client_id: str) -> bool:
 
 def _poll(b: AngelBroker) -> None:
     "The whole order book."
-    since = time.monotonic_ns()
+    since, b._tried_ts = time.monotonic_ns(), b._clock()
     b.stats.polls += 1
     try: rows = _read(b, "orders", since)
     except BrokerError as e: return _missed(b, e)
-    b._good_ts = b._clock()
+    b._good_ts = b._tried_ts = b._clock()
     if not b._up:
         b._up = True
         if not b._halted: _tell(b, "up", "the order book is being read")
@@ -519,7 +529,7 @@ def _missed(b: AngelBroker, e: BrokerError) -> None:
         for k in asked:
             k.asked = False
             _no_answer(b, k.client_id, f"look-up: {text}")
-    wait_until(b._clock, now + int(b.cfg.poll_s * SECOND), b._closing)
+    b._tried_ts = b._clock()
 
 # %% ../../nbs/broker/04_angel_one.ipynb #db8df1a7
 def _ours(b: AngelBroker, o: AngelOrder) -> Known | None:
@@ -547,10 +557,11 @@ def _today(b: AngelBroker) -> date: return trading_day("NSE", b._clock())
 def _evidence(b: AngelBroker, seen: Sequence[tuple[Known, AngelOrder]]) -> None:
     "Rows of ours: missing executions first, then states."
     fills: dict[str, list[Update]] = {}
-    if any(o.filled > k.told for k, o in seen):
+    if any(o.filled > k.told for k, o in seen) and b._clock() >= b._books["trades"].free:
         try: fills = _fills(b)
         except BrokerError as e:
-            if not isinstance(e, AngelError): _tell(b, "warning", str(e))
+            if str(e) != b._said: _tell(b, "warning", f"trade book: {e}")
+            b._said = str(e)
     for k, o in seen: _row(b, k, o, fills.get(o.id, []))
 
 # %% ../../nbs/broker/04_angel_one.ipynb #6bfbaa7d
@@ -559,11 +570,11 @@ def _row(b: AngelBroker, k: Known, o: AngelOrder, fills: list[Update]) -> None:
     st = state_of(o)
     with b._lock:
         k.absent = 0
+        if st not in (OrderState.SENT, OrderState.REJECTED, OrderState.UNKNOWN) or fills: _ack(b, k, o)
+        for u in fills: _fill(b, k, u)
         if st is OrderState.UNKNOWN: return _strange(b, k, o)
         k.odd = ""
         if k.state in TERMINAL and st not in TERMINAL: return _ghost(b, k, o)
-        if st not in (OrderState.SENT, OrderState.REJECTED) or fills: _ack(b, k, o)
-        for u in fills: _fill(b, k, u)
         if o.filled > k.told and not _overdue(b, k, o): return _soon(b, k)
         k.late_ts = k.late_ts if o.filled > k.told else 0
         _state(b, k, o, st)
@@ -583,8 +594,8 @@ def _fill(b: AngelBroker, k: Known, u: Update) -> None:
     _audit(b, "fill", tag=k.client_id, exec=u.exec_id, qty=u.qty, px=u.px)
 
 def _soon(b: AngelBroker, k: Known) -> None:
-    "Look again in a moment."
-    b._later.setdefault(k.client_id, b._clock() + SECOND // 4)
+    "Look again in a moment, or when the trade book may be read."
+    b._later.setdefault(k.client_id, max(b._clock() + SECOND // 8, b._books["trades"].free if k.late_ts else 0))
 
 # %% ../../nbs/broker/04_angel_one.ipynb #a14dc024
 def _overdue(b: AngelBroker, k: Known, o: AngelOrder) -> bool:
@@ -598,14 +609,16 @@ def _overdue(b: AngelBroker, k: Known, o: AngelOrder) -> bool:
 
 def _strange(b: AngelBroker, k: Known, o: AngelOrder) -> None:
     "A status nobody has listed: told, and the symbol takes no entry."
-    if k.odd == o.status: return
-    k.odd = o.status or "(none)"
+    if k.odd == (o.status or "(none)") and not k.asked: return
+    k.odd, k.asked = o.status or "(none)", False
     _tell(b, "warning", f"order {o.id} of {k.symbol} has the status {o.status!r}, which nobody has listed; look at it in Angel One's app", k.symbol)
     _no_answer(b, k.client_id, f"status {o.status!r}", "unknown_status")
 
 def _ghost(b: AngelBroker, k: Known, o: AngelOrder) -> None:
     "An order that had ended, or was refused, and lives."
     b.stats.ghosts += 1
+    if k.asked: b._inbox.put(status_update(o, k.client_id, b._clock(), "looked_up"))
+    k.asked = False
     if b.stats.ghosts < 100: _tell(b, "warning", f"order {o.id} was {k.state} and is now {o.status!r}: look at it in Angel One's app", k.symbol)
 
 def _state(b: AngelBroker, k: Known, o: AngelOrder, st: OrderState) -> None:
@@ -714,7 +727,8 @@ def _picture(b: AngelBroker, ts: int) -> Picture:
     trades, orders, positions, limits = [j.result() for j in jobs]
     mine = {o.id: o for o in orders if o.product in ("INTRADAY", "")}
     sides = {o.id: o.side for o in mine.values()}
-    found = [replace(u, client_id=mine[o].tag) for o, us in fills_of(read_trade(r, trading_day("NSE", ts)) for r in trades).items() if o in mine for u in us]
+    by_order = fills_of(read_trade(r, trading_day("NSE", ts)) for r in trades)
+    found = [replace(u, client_id=mine[o].tag) for o, us in by_order.items() if o in mine for u in us]
     fills = tuple(sorted(found, key=lambda u: (u.ts, u.venue_id, u.cum_qty or Decimal(0))))
     spent = sum((u.qty * u.px * sides[u.venue_id] for u in fills), Decimal(0))
     held = tuple(sorted((b._names.get(n, n), q, px) for n, product, q, px in positions if q and product in ("INTRADAY", "")))
