@@ -8,12 +8,12 @@ from decimal import Decimal
 from typing import Any
 
 import numpy as np
+from scalp_nb.practice.angel_one import AngelServer
 
 from scalp_nb.feed.calendar import session_for
 from scalp_nb.feed.depth import empty_depth
 from scalp_nb.feed.instrument import Instrument, Universe
 from scalp_nb.feed.synthetic import SyntheticConfig, SyntheticSymbol, synthetic_market
-from scalp_nb.practice.angel_one import AngelServer
 from scalp_nb.practice.angel_orders import AngelTerms
 from scalp_nb.practice.venue import Tape, make_tape
 from scalp_nb.trader.config import load_config
@@ -28,9 +28,12 @@ NAMES = (*SECRETS, "ANGEL_REST_URL", "ANGEL_STREAM_URL", "ANGEL_UPDATES_URL", "A
 def opens(day: date = DAY) -> int: return session_for("NSE", day).open_ts
 
 
+def named(n: int) -> list[str]: return [f"S{chr(65 + i // 26)}{chr(65 + i % 26)}" for i in range(n)]
+
+
 def market(n: int = 3, seconds: int = 1200, seed: int = 1, day: date = DAY, **over: Any) -> Tape:
     "Five levels with frequent episodes of pressure, from 09:15."
-    symbols = tuple(SyntheticSymbol(symbol=f"S{chr(65 + i // 26)}{chr(65 + i % 26)}", price=Decimal(500 + 40 * i), token=str(1001 + i)) for i in range(n))
+    symbols = tuple(SyntheticSymbol(symbol=name, price=Decimal(500 + 40 * i), token=str(1001 + i)) for i, name in enumerate(named(n)))
     rows, uni = synthetic_market(SyntheticConfig(**{"symbols": symbols, "seconds": seconds, "seed": seed, "day": day, "episode_every_s": 60.0,
                                                     "episode_s": 30.0, "edge_bps": 20.0, **over}))
     return make_tape(rows, uni)
@@ -48,7 +51,7 @@ def drawn_tape(mid: Any, lean: Any, names: Sequence[str] = (), day: date = DAY, 
         rows["bid_qty"][:, level], rows["ask_qty"][:, level] = np.round(size * share), np.round(size * (1 - share))
         rows["bid_orders"][:, level] = rows["ask_orders"][:, level] = 5
     rows["ltp"], rows["total_buy"], rows["total_sell"] = px / 100, np.round(1e5 * share), np.round(1e5 * (1 - share))
-    names = names or tuple(f"S{chr(65 + j // 26)}{chr(65 + j % 26)}" for j in range(k))
+    names = names or named(k)
     uni = Universe("drawn", tuple(Instrument(s, "NSE", str(1001 + j), "INR", tick_table="0.05", derivatives=True) for j, s in enumerate(names)))
     return make_tape(rows, uni)
 

@@ -99,8 +99,7 @@ FAULTS = {"paper": {"reject_prob": 0.1, "lost_ack_prob": 0.1, "duplicate_update_
 
 
 def test_chased_entries_end_like_others():
-    """An entry that never fills at its first price is cancelled and sent again, at most twice, never dearer than the accepted slippage; and a cut stream
-    decides the same."""
+    """An entry that never fills at its first price is cancelled and sent again, at most twice, never dearer than the accepted slippage."""
     over = {"exits.entry_chases": 2, "exits.entry_slip_pct": 0.00001, "exits.max_slippage_pct": 0.002, "exits.entry_timeout_ms": 300,
             "paper": {"order_latency_ns": 900_000_000, "partial_prob": 0.3}}
     chased, capped = 0, 0
