@@ -86,7 +86,8 @@ def arrivals(told: Callable[[str], None]) -> Iterator[None]:
 
 
 HOUSE = House("tests/alpaca_faults.py", (feed_alpaca, "AlpacaFeed"), (broker_alpaca, "AlpacaBroker"), lambda b: b._lanes.busy,
-              lambda b: bool(b._since), arrivals, venue, {"rate_limit": 10_000, "zombie_s": 20.0}, placed, (b"practice-secret",), tape_of, config_of, script_of)
+              lambda b: bool(b._since), arrivals, venue, {"rate_limit": 10_000, "zombie_s": 20.0}, placed, (b"practice-secret",),
+              tape_of, config_of, script_of)
 
 
 if __name__ == "__main__":

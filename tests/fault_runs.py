@@ -365,7 +365,8 @@ def run_seed(house: House, seed: int, keep: Path | None = None) -> Outcome:
     home = Path(tempfile.mkdtemp(dir=shm if shm.is_dir() else None)) if keep is None else keep
     try:
         tape = house.tape(seed)
-        s = play(house, home, house.config(seed, tape), tape, house.faults(seed), {"seed": seed, "partial_prob": (0.0, 0.1, 0.4)[seed // 3 % 3]}, seed=seed)
+        terms = {"seed": seed, "partial_prob": (0.0, 0.1, 0.4)[seed // 3 % 3]}
+        s = play(house, home, house.config(seed, tape), tape, house.faults(seed), terms, seed=seed)
         out = Outcome(seed, broken(s), len(s.truth["executions"]), len(s.placed), Counter(f["fault"] for f in s.faults))
         out.refused, out.cpu, out.wall = not s.of("event:Started"), time.process_time() - cpu, time.monotonic() - wall
         return out
@@ -429,7 +430,8 @@ def in_parts(house: House, first: int, last: int, a: argparse.Namespace) -> int:
     "The range in processes of their own, so many at once; a sum at the end."
     more = (["--keep", str(a.keep)] if a.keep else []) + (["-v"] if a.verbose else [])
     def part(k: int) -> int:
-        return subprocess.run([sys.executable, str(Path(__file__).parents[1] / house.script), "--seeds", f"{k}:{min(k + CHUNK, last)}", *more], check=False).returncode
+        argv = [sys.executable, str(Path(__file__).parents[1] / house.script), "--seeds", f"{k}:{min(k + CHUNK, last)}", *more]
+        return subprocess.run(argv, check=False).returncode
     with ThreadPoolExecutor(max(1, a.jobs)) as pool: codes = list(pool.map(part, range(first, last, CHUNK)))
     print(f"{first}:{last}: {sum(c != 0 for c in codes)} of {len(codes)} parts had a seed that broke something")
     return max(codes)

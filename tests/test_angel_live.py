@@ -58,7 +58,7 @@ def told(nb: nbformat.NotebookNode) -> str:
 # ---- the specification's trading day
 
 def test_the_shipped_configuration_on_a_short_day(tmp_path):
-    """Started before the open, headless by papermill: waits, trades the strongest signals, is flat when entries end, logs out, reports its targets."""
+    """Started before the open, headless by papermill: waits, trades the strongest signals, ends flat, logs out, reports its targets."""
     tape = market(n=8, seconds=1500, seed=4, episode_every_s=90.0)
     params = yaml.safe_load((ROOT / "nbs/live/angel_scalper.yaml").read_text(encoding="utf-8"))
     speed, before = 60.0, 120
@@ -105,7 +105,8 @@ PHASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]] =
     "sent": ({}, [{"fault": "ack_slow", "match": "placeOrder", "args": {"seconds": 3.0}}], {}),
     "lost": ({}, [{"fault": "ack_lost", "match": "placeOrder"}], {}),
     "open": ({"sizing.fixed_qty": 5000, "risk.max_position_pct": 1.0, "risk.max_order_value": 5e6, "risk.max_gross_exposure_pct": 10.0,
-              "risk.depth_multiple": 0.01, "exits.entry_timeout_ms": 600_000, "risk.max_loss_per_trade_pct": 1.0}, [], {"cash": Decimal(100_000_000)}),
+              "risk.depth_multiple": 0.01, "exits.entry_timeout_ms": 600_000, "risk.max_loss_per_trade_pct": 1.0}, [],
+             {"cash": Decimal(100_000_000)}),
     "stop": ({}, [], {}),
     "exiting": ({"exits.time_stop_s": 30.0}, [{"fault": "cancel_late", "args": {"seconds": 30.0}}], {}),
 }
@@ -126,8 +127,8 @@ def begun_to_die(run_dir: Path) -> "subprocess.Popen[str]":
     "A session that is killed with its first intent on disk and nothing of it sent."
     code = ("import os, sys, signal\nfrom scalp_nb.broker.angel_one import AngelBroker\nfrom scalp_nb.trader.session import main\n"
             "AngelBroker.submit = lambda self, i, ts: os.kill(os.getpid(), signal.SIGKILL)\nsys.exit(main(sys.argv[1:]))")
-    return subprocess.Popen([sys.executable, "-c", code, str(run_dir / "config.yaml"), str(run_dir)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                            text=True)
+    argv = [sys.executable, "-c", code, str(run_dir / "config.yaml"), str(run_dir)]
+    return subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize("phase", list(PHASES))
@@ -167,7 +168,8 @@ def test_a_session_killed_in_a_phase_goes_on_with_the_venues_books(phase, tmp_pa
 # ---- what the books do not know, and the kill switch
 
 def order(i: str, symbol: str, qty: int, limit: str, side: Side = Side.BUY, sym: int = 0) -> Intent:
-    return Intent(i, 0, 0, "test", "hand", symbol, sym, side, Purpose.ENTRY, Decimal(qty), OrderType.LIMIT, Decimal(limit), None, Tif.DAY, Decimal(limit))
+    px = Decimal(limit)
+    return Intent(i, 0, 0, "test", "hand", symbol, sym, side, Purpose.ENTRY, Decimal(qty), OrderType.LIMIT, px, None, Tif.DAY, px)
 
 
 @pytest.mark.parametrize("planted", ["position", "order"])
@@ -219,7 +221,7 @@ def test_the_kill_switch_with_ten_positions_and_their_stops(tmp_path):
         assert run_session(cfg, run_dir) == EXIT_OK
         other.join()
         same_as_venue(run_dir, server)
-    print(f"{len(seen['stops'])} stops cancelled {seen['cancelled']:.1f} s of the venue's time after the kill switch, flat after {seen['flat']:.1f} s")
+    print(f"{len(seen['stops'])} stops cancelled {seen['cancelled']:.1f} s after the kill switch (venue's time), flat after {seen['flat']:.1f} s")
     assert seen["cancelled"] <= 10 and seen["flat"] <= 30
     assert "kill" in [c.data["action"] for c in of_kind(run_dir, "note:control")]
 
@@ -273,7 +275,8 @@ def test_a_rejected_entry_is_followed_by_its_signal_after_a_rest(tmp_path):
     """The signal comes again after a rejection, and not before the symbol has cooled down."""
     run_dir, status, truth, _ = session_with(tmp_path, [], terms={"cash": Decimal(300)}, seconds=240,
                                              **{"sizing.fixed_qty": 7, "risk.max_position_pct": 1.0, "risk.max_gross_exposure_pct": 10.0,
-                                                "risk.max_consecutive_failures": 1000, "risk.max_loss_per_trade_pct": 1.0, "strategy.cooldown_s": 10.0})
+                                                "risk.max_consecutive_failures": 1000, "risk.max_loss_per_trade_pct": 1.0,
+                                                "strategy.cooldown_s": 10.0})
     refused = [n for n in of_kind(run_dir, "note:refusal", "note:order")]
     assert refused and truth["positions"] == {}
 
