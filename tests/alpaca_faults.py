@@ -19,6 +19,7 @@ from fault_runs import LASTS, MORE, READ_S, SECOND, STALE_MS, House, Placed, aft
 from scalp_nb.broker import alpaca as broker_alpaca
 from scalp_nb.feed import alpaca as feed_alpaca
 from scalp_nb.practice import alpaca_wire
+from scalp_nb.practice.alpaca import PracticeServer
 from scalp_nb.practice.faults import Fault, random_script
 from scalp_nb.practice.venue import Tape, walk_tape
 from scalp_nb.trader.config import load_config
@@ -67,12 +68,12 @@ def ended(o: dict[str, Any]) -> int:
     return min((ns(o[k]) for k in ("filled_at", "canceled_at", "expired_at", "failed_at") if o.get(k)), default=2**62)
 
 
-def placed(truth: dict[str, Any]) -> list[Placed]:
+def placed(server: PracticeServer) -> list[Placed]:
     "The venue's orders."
     def one(o: dict[str, Any]) -> Placed:
         return Placed(o["client_order_id"], o["symbol"], ns(o["submitted_at"]), ended(o), o["status"] == "rejected",
                       ended(o) == 2**62 and o["status"] not in ("rejected", "replaced"))
-    return [one(o) for o in truth["orders"]]
+    return [one(o) for o in server.get("truth")["orders"]]
 
 
 @contextlib.contextmanager

@@ -19,6 +19,8 @@ from fault_runs import LASTS, MORE, READ_S, STALE_MS, House, Placed, drawn, wall
 from scalp_nb.broker import angel_one as broker_angel
 from scalp_nb.feed import angel_one as feed_angel
 from scalp_nb.order.types import TERMINAL
+from scalp_nb.practice import angel_wire
+from scalp_nb.practice.angel_one import AngelServer
 from scalp_nb.practice.faults import ANGEL_KINDS, Fault, random_script
 from scalp_nb.practice.venue import Tape
 from scalp_nb.trader.config import load_config
@@ -63,20 +65,20 @@ def busy(b: Any) -> bool:
     return b._lanes.busy or b._busy or any(k.asked and k.state not in TERMINAL for k in list(b._known.values()))
 
 
-def placed(truth: dict[str, Any]) -> list[Placed]:
+def placed(server: AngelServer) -> list[Placed]:
     "The venue's orders."
-    return [Placed(o["ordertag"], o["symbol"], o["created"], o["ended"] or 2**62, o["status"] == "rejected", not o["ended"]) for o in truth["orders"]]
+    return [Placed(t.tag, t.symbol, t.created, 2**62 if t.open else t.updated, t.status == "rejected", t.open)
+            for t in server.api.orders.tickets.values()]
 
 
 @contextlib.contextmanager
 def arrivals(told: Callable[[str], None]) -> Iterator[None]:
     "Hear of orders as they arrive."
-    from scalp_nb.practice import angel_rest
-    dispatch = angel_rest.dispatch
+    dispatch = angel_wire.dispatch
     def arrived(api: Any, ask: Any) -> Any:
         if ask.path.endswith("/placeOrder"): told(str(ask.body.get("ordertag")))
         return dispatch(api, ask)
-    with mock.patch.object(angel_rest, "dispatch", arrived): yield
+    with mock.patch.object(angel_wire, "dispatch", arrived): yield
 
 
 HOUSE = House("tests/angel_faults.py", (feed_angel, "AngelFeed"), (broker_angel, "AngelBroker"), busy, lambda b: bool(b._threads),

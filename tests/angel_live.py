@@ -14,7 +14,7 @@ from scalp_nb.feed.calendar import session_for
 from scalp_nb.feed.depth import empty_depth
 from scalp_nb.feed.instrument import Instrument, Universe
 from scalp_nb.feed.synthetic import SyntheticConfig, SyntheticSymbol, synthetic_market
-from scalp_nb.practice.angel_orders import AngelTerms
+from scalp_nb.practice.angel_orders import AngelTerms, Ticket
 from scalp_nb.practice.venue import Tape, make_tape
 from scalp_nb.trader.config import load_config
 from scalp_nb.trader.setup import RunConfig
@@ -97,3 +97,13 @@ def conf(tape: Tape, speed: float = 60.0, **over: Any) -> RunConfig:
             "exits.stop_pct": 0.001, "exits.target_pct": 0.002, "exits.time_stop_s": 60.0, "risk.avoid_first_minutes": 0,
             "risk.max_trades_per_day": 1000, "risk.max_consecutive_losses": 1000, "risk.max_orders_per_second": 8}
     return load_config(RunConfig, None, base | wire(speed) | over)
+
+
+def tickets(server: AngelServer) -> list[Ticket]:
+    "Orders as the venue has them."
+    return list(server.api.orders.tickets.values())
+
+
+def resting(server: AngelServer) -> set[str]:
+    "Symbols with a stop at the exchange."
+    return {t.symbol for t in tickets(server) if t.status == "trigger pending"}

@@ -76,7 +76,7 @@ class House:
     arrivals: Callable[[Callable[[str], None]], contextlib.AbstractContextManager[None]]   # told the id of each order as it arrives
     venue: Callable[..., contextlib.AbstractContextManager[Any]]       # (tape, speed, script=, state=, terms=, ...) -> server
     terms: dict[str, Any]                                              # of the account
-    placed: Callable[[dict[str, Any]], list[Placed]]                   # from the venue's ground truth
+    placed: Callable[[Any], list[Placed]]                              # the orders of a running venue
     secrets: tuple[bytes, ...]                                         # that must not be written anywhere
     tape: Callable[[int], Tape]                                        # of a seed
     config: Callable[..., RunConfig]                                   # (seed, tape, **over)
@@ -183,6 +183,7 @@ class Story:
     run_dir: Path
     house: "House"
     truth: dict[str, Any]
+    placed: list[Placed]
     seen: Seen
     tape: Tape
     status: int = 0
@@ -192,9 +193,6 @@ class Story:
     events: list[dict[str, Any]] = field(default_factory=list)
 
     def of(self, *kinds: str) -> list[Any]: return [r for r in self.records if r.kind in kinds]
-
-    @property
-    def placed(self) -> list["Placed"]: return self.house.placed(self.truth)
 
 
 def durable(s: Story) -> Iterator[str]:
@@ -348,8 +346,8 @@ def play(house: House, home: Path, cfg: RunConfig, tape: Tape, script: tuple[Fau
     with house.venue(tape, 0.0, script=script, state=home / "venue", terms={**house.terms, **(terms or {})}, **how) as server:
         if beside is not None: beside(server)
         with stepped(house, server, run_dir) as seen: status = run_session(cfg, run_dir)
-        truth, faults, events = server.get("truth"), server.get("faults"), server.get("events")
-    return read_story(Story(run_dir, house, truth, seen, tape, status, faults=faults, events=events))
+        truth, placed, faults, events = server.get("truth"), house.placed(server), server.get("faults"), server.get("events")
+    return read_story(Story(run_dir, house, truth, placed, seen, tape, status, faults=faults, events=events))
 
 
 def broken(s: Story) -> list[str]:

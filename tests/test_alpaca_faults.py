@@ -49,12 +49,12 @@ def test_a_broken_invariant_is_seen(tmp_path: Path) -> None:
     assert finds("3") and finds("4")
     s.truth["executions"].append(lost)
     fills = [r for r in s.records if r.kind in ("note:fill", "note:health", "note:alert")]
-    kept, orders = s.records, s.truth["orders"]
+    kept, orders = s.records, s.placed
     exits = {r.data.intent.id for r in s.of("command:Submit") if r.data.intent.purpose.value != "entry"}
-    s.records, s.truth["orders"] = [r for r in kept if r not in fills], [o for o in orders if o["client_order_id"] not in exits]
+    s.records, s.placed = [r for r in kept if r not in fills], [o for o in orders if o.id not in exits]
     s.truth["executions"] = [e | {"ts": e["ts"] + (200 * 10**9 if i else 0)} for i, e in enumerate(s.truth["executions"])]
     assert finds("5")
-    s.records, s.truth["orders"] = kept, orders
+    s.records, s.placed = kept, orders
     assert broken(s) == []
 
 

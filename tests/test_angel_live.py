@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from alpaca_live import begun, folder, journal, of_kind, until
-from angel_live import conf, drawn_tape, market, venue, wire
+from angel_live import conf, drawn_tape, market, resting, tickets, venue, wire
 from scalp_nb.practice.angel_one import AngelServer
 from test_live_notebook import ROOT, finish, papermill
 
@@ -39,10 +39,10 @@ def at(tape: Any, seconds: float) -> datetime:
 
 def same_as_venue(run_dir: Path, server: AngelServer, account: str = "test") -> int:
     "The journal's fills are the venue's executions, each once, and no order was sent twice; how many fills."
-    truth = server.get("truth")
+    truth, orders = server.get("truth"), tickets(server)
     fills = [n.data for n in of_kind(run_dir, "note:fill", account=account)]
     sent = [c.intent.id for c in of_kind(run_dir, "command:Submit", account=account)]
-    tags = [o["ordertag"] for o in truth["orders"]]
+    tags = [t.tag for t in orders]
     assert len(sent) == len(set(sent)) and len(tags) == len(set(tags)) and set(tags) <= set(sent)
     assert len({f["exec_id"] for f in fills}) == len(fills) == len(truth["executions"])
     assert sum(Decimal(f["qty"]) for f in fills) == sum(Decimal(str(e["qty"])) for e in truth["executions"])
@@ -114,12 +114,11 @@ PHASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]] =
 
 def reached(phase: str, run_dir: Path, server: AngelServer) -> bool:
     "Whether the session is in the phase."
-    truth = server.get("truth")
-    orders = truth["orders"]
+    orders = tickets(server)
     if phase == "intent": return False   # it ends by itself
     if phase in ("sent", "lost"): return bool(orders)
-    if phase == "open": return any(Decimal(o["filledshares"]) and not o["ended"] for o in orders)
-    if phase == "stop": return any(o["status"] == "trigger pending" for o in orders)
+    if phase == "open": return any(t.filled and t.open for t in orders)
+    if phase == "stop": return bool(resting(server))
     return bool([n for n in journal(run_dir, "note:exit")])
 
 
@@ -140,7 +139,7 @@ def test_a_session_killed_in_a_phase_goes_on_with_the_venues_books(phase, tmp_pa
     with venue(tape, speed, script=read_script(script), terms=terms) as server:
         first = begun(run_dir, cfg) if phase != "intent" else begun_to_die(run_dir)
         until(lambda: first.poll() is not None or reached(phase, run_dir, server), phase, 60, 0.005)
-        if phase == "intent": assert first.wait(30) == -signal.SIGKILL and server.get("truth")["orders"] == []
+        if phase == "intent": assert first.wait(30) == -signal.SIGKILL and tickets(server) == []
         else:
             assert first.poll() is None, first.stderr and first.stderr.read()
             os.kill(first.pid, signal.SIGKILL)
@@ -148,17 +147,14 @@ def test_a_session_killed_in_a_phase_goes_on_with_the_venues_books(phase, tmp_pa
         second = begun(run_dir, cfg)
         lives = lambda: [r for r in journal(run_dir, "note:entries") if r.data["on"]]  # noqa: E731
         def settled() -> bool:
-            truth = server.get("truth")
-            held = {s for s, q in truth["positions"].items() if Decimal(q)}
-            stops = {o["symbol"] for o in truth["orders"] if o["status"] == "trigger pending"}
-            return len(journal(run_dir, "run:begin")) == 2 and bool(journal(run_dir, "event:Started")[1:]) and held == stops
+            held = set(server.get("truth")["positions"])
+            return len(journal(run_dir, "run:begin")) == 2 and bool(journal(run_dir, "event:Started")[1:]) and held == resting(server)
         until(lambda: second.poll() is not None or settled(), "protected again", 60)
         assert second.poll() is None, second.stderr and second.stderr.read()
         second.send_signal(signal.SIGTERM)
         assert second.wait(60) == EXIT_OK, second.stderr and second.stderr.read()
         same_as_venue(run_dir, server)
-        truth = server.get("truth")
-        assert truth["positions"] == {} and all(o["ended"] for o in truth["orders"])
+        assert server.get("truth")["positions"] == {} and not any(t.open for t in tickets(server))
     assert of_kind(run_dir, "note:reconcile")[1].data["differences"] == []
     assert lives()
     again = replay_run(run_dir)
@@ -183,11 +179,11 @@ def test_what_the_books_do_not_know_is_refused_and_printed(planted, tmp_path, ca
             v.broker.connect(v.pace.now())
             v.broker.submit(order("by-hand", "SAA", 7, "500.50" if planted == "position" else "490.00"), v.pace.now())
             if planted == "position": until(lambda: server.get("truth")["positions"], planted)
-            else: until(lambda: any(o["status"] == "open" for o in server.get("truth")["orders"]), planted)
+            else: until(lambda: any(t.status == "open" for t in tickets(server)), planted)
         finally: shut(v)
-        sent = len(server.get("truth")["orders"])
+        sent = len(tickets(server))
         assert run_session(cfg, run_dir) == EXIT_REFUSED
-        assert len(server.get("truth")["orders"]) == sent    # nothing was traded, nothing was cancelled
+        assert len(tickets(server)) == sent    # nothing was traded, nothing was cancelled
     said = capfd.readouterr().err
     assert "differ" in said and "SAA" in said and "7" in said
     print(said)
@@ -203,7 +199,7 @@ def test_the_kill_switch_with_ten_positions_and_their_stops(tmp_path):
     seen: dict[str, Any] = {}
     def hand() -> None:
         "Another program that watches, kills, and ends the session."
-        def stops() -> set[str]: return {o["ordertag"] for o in server.get("truth")["orders"] if o["status"] == "trigger pending"}
+        def stops() -> set[str]: return {t.tag for t in tickets(server) if t.status == "trigger pending"}
         def clock() -> int: return int(server.get("clock")["now"])
         try:
             until(lambda: len(server.get("truth")["positions"]) == n and len(stops()) == n, "ten positions with their stops", 120, every=0.1)
@@ -237,7 +233,8 @@ def session_with(tmp_path: Path, faults: list[dict[str, Any]], seconds: int = 42
     with venue(tape, speed, script=read_script(faults), terms=terms or {}) as server:
         status = run_session(cfg, run_dir)
         truth, events = server.get("truth"), server.get("events")
-        if server.get("truth")["orders"]: same_as_venue(run_dir, server)
+        same_as_venue(run_dir, server)
+        truth["open"] = [t.tag for t in tickets(server) if t.open]
     return run_dir, status, truth, events
 
 
@@ -292,7 +289,7 @@ def test_a_defect_closes_everything_and_is_journalled(tmp_path, capsys, monkeypa
         real(run)
     monkeypatch.setattr(session, "interruptions", interruptions)
     run_dir, status, truth, _ = session_with(tmp_path, [], **HUNDRED)
-    assert status == session.EXIT_FAILED and truth["positions"] == {} and all(o["ended"] for o in truth["orders"])
+    assert status == session.EXIT_FAILED and truth["positions"] == {} and truth["open"] == []
     assert of_kind(run_dir, "run:error")[0]["error"] == "ZeroDivisionError" and of_kind(run_dir, "run:end")[0]["flat"]
     assert replay_run(run_dir).ok
 
