@@ -201,6 +201,7 @@ class AngelFeed:
         self._news: list[LinkNews] = []
         self._poller, self._wakes, self._lines = select.poll(), set[int](), [_new_line(self, k + 1) for k in range(config.connections)]
         self._by_fd: dict[int, _Line] = {}
+        self._again: list[_Line] = []      # connections with something to read that the descriptor does not show
         self._up = self._settled = False   # every connection was up at the last news; every subscription was sent
         self._looked = self._flushed = 0.0
         self._asks = self._texts = self._odd = 0
@@ -339,13 +340,11 @@ def _settle(f: "AngelFeed", syms: list[int], mode: int) -> None:
 # %% ../../nbs/feed/22_angel_one.ipynb #227b9991
 def _receive(f: "AngelFeed", timeout_s: float) -> bool:
     "Sleep until something arrives, decode it; True when a watched descriptor spoke."
-    lines = [x for x in f._lines if x.ws is not None and x.ws.buffered]
-    ready = f._poller.poll(0 if lines else timeout_s * 1000)
-    woken = False
-    for fd, _ in ready:
-        x = f._by_fd.get(fd)
-        if x is None: woken |= fd in f._wakes
-        elif x not in lines: lines.append(x)
+    lines, woken = f._again, False
+    f._again = []
+    for fd, _ in f._poller.poll(0 if lines else timeout_s * 1000):
+        if fd in f._wakes: woken = True
+        elif f._by_fd[fd] not in lines: lines.append(f._by_fd[fd])
     for x in lines: _drain(f, x)
     return woken
 
@@ -355,11 +354,11 @@ def _drain(f: "AngelFeed", x: _Line) -> None:
     ws, before, until = x.ws, f._decoder.messages, 0.0
     if ws is None: return
     while True:
-        try: came = ws.pump()
+        try:
+            if not ws.pump(): break
         except SocketError as e:
             _lost(f, x, str(e))
             break
-        if not came: break
         full = ws.full
         _decode(f, x, ws)
         if not full: break
@@ -367,6 +366,7 @@ def _drain(f: "AngelFeed", x: _Line) -> None:
         until = until or now + f.cfg.drain_s
         if now >= until: break
     x.ticks += f._decoder.messages - before
+    if ws.buffered and x.ws is ws: f._again.append(x)
 
 def _decode(f: "AngelFeed", x: _Line, ws: WebSock) -> None:
     "Everything the buffer holds."
@@ -548,6 +548,7 @@ def _connected(f: "AngelFeed", x: _Line, ws: WebSock) -> None:
     x.silence.reset()
     f._by_fd[ws.fd] = x
     f._poller.register(ws.fd, select.POLLIN)
+    f._again.append(x)  # something may have come with the handshake
     if _away(f) and x.connects > 1: _tell(f, "warning", f"connection {x.number} is back; still away: {', '.join(map(str, _away(f)))}")
     _say_up(f)
     _tend(f, x, ws, now)

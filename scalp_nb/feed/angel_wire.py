@@ -315,8 +315,20 @@ def _build_message(stamp: str) -> Callable[[int, int, int, int], None]:
 take_message = _build_message(_STAMP)
 
 # %% ../../nbs/feed/22_angel_wire.ipynb #0cc1699d
+_ROW_BYTES = DEPTH.itemsize
+
+def _new_block(d: "AngelDecoder") -> None:
+    "A fresh block; the old one lives as long as somebody holds its rows."
+    d._out, d._from = np.empty(2 * d._room, DEPTH), 0
+    d._ctx[_OUT] = d._out.ctypes.data
+
+# %% ../../nbs/feed/22_angel_wire.ipynb #1a76ccf2
 class AngelDecoder:
     "Frames of Angel One's connections into rows of one universe. For one thread."
+    _out: Rows
+    _from: int
+    _nothing = empty_depth(0)
+
     def __init__(
         self,
         universe: Universe,  # each instrument with the broker's token
@@ -324,13 +336,14 @@ class AngelDecoder:
         index: int = 0,  # frames of one walk that `frames` can tell, for a tape; 0: none
     ) -> None:
         self.universe, n = universe, len(universe)
-        self._table, self._out = hash_table(token_table(universe)), empty_depth(max(rows, 2 * n))
+        self._table, self._room = hash_table(token_table(universe)), max(rows, 2 * n)
         self._state, self._index = np.zeros(n, _SYM), np.zeros(max(index, 1), _FRAME)
         self._state["opens"], self._state["closes"], self._state["wanted"] = -1, np.iinfo(np.int64).max, 1
         self._ctx = np.zeros(_CTX, np.int64)
-        for k, a in ((_OUT, self._out), (_TABLE, self._table), (_STATE, self._state), (_INDEX, self._index)): self._ctx[k] = a.ctypes.data
-        self._ctx[[_CAP, _MASK, _NSYM, _INDEXCAP]] = len(self._out), len(self._table) - 1, n, index
+        for k, a in ((_TABLE, self._table), (_STATE, self._state), (_INDEX, self._index)): self._ctx[k] = a.ctypes.data
+        self._ctx[[_CAP, _MASK, _NSYM, _INDEXCAP]] = self._room, len(self._table) - 1, n, index
         self._at = int(self._ctx.ctypes.data)
+        _new_block(self)
 
     def walk(
         self,
@@ -367,9 +380,13 @@ class AngelDecoder:
         return found
 
     def take_rows(self) -> Rows:
-        "Rows since the last call, oldest first."
-        n, self._ctx[_N] = int(self._ctx[_N]), 0
-        out: Rows = self._out[:n].copy()
+        "Rows since the last call, oldest first; they are the caller's, and never written again."
+        n = int(self._ctx[_N])
+        if not n: return self._nothing
+        out: Rows = self._out[self._from:self._from + n]
+        self._ctx[_N], self._from = 0, self._from + n
+        if self._from > self._room: _new_block(self)
+        else: self._ctx[_OUT] += n * _ROW_BYTES
         return out
 
     def want(
