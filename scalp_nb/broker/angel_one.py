@@ -106,6 +106,7 @@ class Known:
     state: OrderState | None = None    # last state told or seen
     told: Decimal = Decimal(0)         # quantity of the executions handed to the trader
     asked: bool = False                # somebody wants to know what became of it
+    asked_ts: int = 0                  # since when, ns of the clock
     absent: int = 0                    # order books in a row without it
     cancels: int = 0                   # cancels that wait for their outcome
     odd: str = ""                      # a status nobody has listed
@@ -211,7 +212,9 @@ class AngelBroker:
 
     def query(self, client_id: str, ts: int) -> None:
         "Ask what became of an order; the thread that watches the order book answers."
-        with self._lock: self._known.setdefault(client_id, Known(client_id)).asked = True
+        with self._lock:
+            k = self._known.setdefault(client_id, Known(client_id))
+            if not k.asked: k.asked, k.asked_ts, k.absent = True, self._clock(), 0
         _ring(self, compare=True)
 
     def on_row(self, row: Rows, traded: float) -> None: return None  # the venue sees the market itself
@@ -504,8 +507,8 @@ def _look(b: AngelBroker, client_id: str) -> bool:
 
 def _poll(b: AngelBroker) -> None:
     "The whole order book."
-    since, b._tried_ts = time.monotonic_ns(), b._clock()
-    b.stats.polls += 1
+    since, began = time.monotonic_ns(), b._clock()
+    b._tried_ts, b.stats.polls = began, b.stats.polls + 1
     try: rows = _read(b, "orders", since)
     except BrokerError as e: return _missed(b, e)
     b._good_ts = b._tried_ts = b._clock()
@@ -514,7 +517,7 @@ def _poll(b: AngelBroker) -> None:
         if not b._halted: _tell(b, "up", "the order book is being read")
     mine = [(k, o) for o in rows if (k := _ours(b, o)) is not None]
     _evidence(b, mine)
-    _absent(b, {k.client_id for k, _ in mine}, since)
+    _absent(b, {k.client_id for k, _ in mine}, began)
 
 def _missed(b: AngelBroker, e: BrokerError) -> None:
     "The order book could not be read."
@@ -638,13 +641,13 @@ def _state(b: AngelBroker, k: Known, o: AngelOrder, st: OrderState) -> None:
     if before is not st: _audit(b, "state", tag=k.client_id, state=st.value, status=o.status, filled=o.filled)
 
 # %% ../../nbs/broker/04_angel_one.ipynb #a83a411d
-def _absent(b: AngelBroker, present: Iterable[str], since: int) -> None:
+def _absent(b: AngelBroker, present: Iterable[str], began: int) -> None:
     "Count the order books that do not show an order somebody asks about."
     there, bound = set(present), int(b.cfg.settle_s * SECOND)
     with b._lock: asked = [k for k in b._known.values() if k.asked and k.client_id not in there]
     for k in asked:
         if k.ours and not k.done.is_set() and k.state is None: continue                   # on its way out
-        if k.sent and k.over_ts and b._clock() < k.over_ts + bound: continue
+        if began < k.asked_ts or k.sent and k.over_ts and began < k.over_ts + bound: continue
         k.absent += 1
         if k.absent < b.cfg.absent_polls: continue
         k.asked, k.absent = False, 0
