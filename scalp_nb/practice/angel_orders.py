@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DONE', 'RECEIVED', 'VALIDATING', 'OPENING', 'AMO', 'CODES', 'Told', 'AngelTerms', 'Refused', 'ok', 'Ticket', 'Orders',
-           'ins_of', 'trading_symbol', 'exchange_of', 'circuit', 'rules_of', 'ist', 'stamp', 'money', 'order_row',
-           'save', 'become', 'number', 'find_instrument', 'read_order', 'net_qty', 'blocked', 'funds', 'rms',
-           'exchange_says', 'session_now', 'submit', 'hear', 'follow', 'fill_id', 'count', 'find', 'working', 'cancel',
-           'modify', 'first_ltp', 'master_ticks', 'open_orders', 'attach']
+           'ins_of', 'trading_symbol', 'exchange_of', 'circuit', 'rules_of', 'ist', 'stamp', 'money', 'whole',
+           'order_row', 'save', 'become', 'number', 'find_instrument', 'read_order', 'net_qty', 'blocked', 'funds',
+           'rms', 'exchange_says', 'session_now', 'submit', 'hear', 'follow', 'fill_id', 'count', 'find', 'working',
+           'cancel', 'modify', 'first_ltp', 'master_ticks', 'open_orders', 'attach']
 
 # %% ../../nbs/practice/08_angel_orders.ipynb #df044c04
 import datetime as dt
@@ -72,14 +72,15 @@ class Refused(PracticeError):
         self,
         code: str,  # "AB1009", "AG8001" ...
         message: str,  # the broker's words
+        gateway: bool = False,  # in the gateway's JSON; codes that begin with AG always are
     ) -> None:
         super().__init__(message)
-        self.code, self.message = code, message
+        self.code, self.message, self.gateway = code, message, gateway or code.startswith("AG")
 
     @property
     def body(self) -> dict[str, Any]:
-        "As JSON: codes that begin with AG are the gateway's."
-        if self.code.startswith("AG"): return {"success": False, "message": self.message, "errorCode": self.code, "data": ""}
+        "As JSON."
+        if self.gateway: return {"success": False, "message": self.message, "errorCode": self.code, "data": ""}
         return {"status": False, "message": self.message, "errorcode": self.code, "data": None}
 
 def ok(
@@ -155,6 +156,7 @@ class Orders:
     realised: Decimal = Decimal(0)
     tell: list[Told] = field(default_factory=list)
     log: EventLog | None = None
+    dead: bool = False   # replaced by a restart; timers it has set do nothing any more
 
 def ins_of(
     o: Orders,  # the account
@@ -215,6 +217,12 @@ def money(
     "An amount as positions and trades write it."
     return f"{x:.2f}" if x else "0"
 
+def whole(
+    x: Decimal,  # a quantity
+) -> str:  # "10"
+    "A quantity as text."
+    return f"{x:f}".split(".")[0]
+
 # %% ../../nbs/practice/08_angel_orders.ipynb #040f2ef5
 def _px(o: Orders, x: Decimal) -> float | str: return f"{x:.2f}" if o.terms.string_prices else float(x)
 
@@ -225,13 +233,13 @@ def order_row(
     "A row of the order book."
     i, avg = o.desk.universe[t.sym], (t.value / t.filled).quantize(Decimal("0.01")) if t.filled else Decimal(0)
     return {"variety": t.variety, "ordertype": t.type, "ordertag": t.tag, "producttype": t.product, "price": _px(o, t.price),
-            "triggerprice": _px(o, t.trigger), "quantity": str(t.qty), "disclosedquantity": str(t.disclosed), "duration": t.duration,
+            "triggerprice": _px(o, t.trigger), "quantity": whole(t.qty), "disclosedquantity": whole(t.disclosed), "duration": t.duration,
             "squareoff": _px(o, Decimal(0)), "stoploss": _px(o, Decimal(0)), "trailingstoploss": _px(o, Decimal(0)),
             "tradingsymbol": trading_symbol(i), "transactiontype": "BUY" if t.side > 0 else "SELL", "exchange": exchange_of(i),
             "symboltoken": i.token, "instrumenttype": "" if i.segment == "CM" else "FUTIDX", "strikeprice": -1.0, "optiontype": "",
             "expirydate": "", "lotsize": str(i.lot),
-            "cancelsize": str(t.left) if t.status.startswith("cancelled") else "0", "averageprice": _px(o, avg), "filledshares": str(t.filled),
-            "unfilledshares": str(t.left), "orderid": t.id, "text": t.text, "status": t.status, "orderstatus": t.orderstatus,
+            "cancelsize": whole(t.left) if t.status.startswith("cancelled") else "0", "averageprice": _px(o, avg), "filledshares": whole(t.filled),
+            "unfilledshares": whole(t.left), "orderid": t.id, "text": t.text, "status": t.status, "orderstatus": t.orderstatus,
             "updatetime": stamp(t.updated), "exchtime": stamp(t.exch), "exchorderupdatetime": stamp(t.exch), "fillid": t.fillid,
             "filltime": f"{ist(t.filltime):%H:%M:%S}" if t.filltime else "", "parentorderid": "", "uniqueorderid": t.uid,
             "exchangeorderid": f"1{t.id[6:]}{t.sent:06d}" if t.exch else ""}
@@ -255,7 +263,7 @@ def become(
     "Change an order's status, remember it, tell the order socket where it has a code for it."
     t.status, t.orderstatus = status, orderstatus or status
     save(o, t)
-    note(o.desk, "status", id=t.id, status=status, filled=str(t.filled))
+    note(o.desk, "status", id=t.id, status=status, filled=whole(t.filled))
     if status not in CODES: return
     row = {**shown, "status": t.status, "orderstatus": t.orderstatus} if shown else order_row(o, t)
     for f in o.tell: f(CODES[status], t, row)
@@ -389,7 +397,8 @@ def rms(
     barred = t.product == "DELIVERY" or t.symbol in o.terms.not_shortable or not o.desk.universe[t.sym].shortable
     if t.side < 0 and opening and barred: return f"RMS:Rule: Check holdings including short sell {entity}"
     if not opening or need <= have: return ""
-    return f"RMS:Margin Exceeds,Cash Available:{have - without:.2f}, Additional margin required:{need - have:.2f} {entity}"
+    return (f"Your order has been rejected due to Insufficient Funds. Available funds - Rs. {have - without:.2f} . "
+            f"You require Rs. {need - without:.2f} funds to execute this order.")
 
 _SAYS = {"tick": "price not a multiple of the tick size", "lot": "quantity not a multiple of the lot size",
          "freeze": "quantity exceeds the freeze quantity", "trigger": "trigger price beyond the limit price",
@@ -436,7 +445,7 @@ def _protect(o: Orders, t: Ticket, kind: str) -> None:
 def _after(o: Orders, id: str, step: Callable[[Orders, Ticket], None]) -> None:
     "The next step of an order, one stage from now; an order that has ended takes none."
     def go(ts: int) -> None:
-        if o.tickets[id].open: step(o, o.tickets[id])
+        if o.tickets[id].open and not o.dead: step(o, o.tickets[id])
     if o.terms.stage_ms: at_time(o.desk, o.desk.at + o.terms.stage_ms * 1_000_000, go)
     else: go(o.desk.at)
 
@@ -470,7 +479,7 @@ def _wait_for_open(o: Orders, t: Ticket) -> None:
     become(o, t, AMO)
     def go(ts: int) -> None:
         now = o.tickets[t.id]
-        if not now.open: return
+        if not now.open or o.dead: return
         now.amo = False
         _validate(o, now)
     at_time(o.desk, next_session(i.venue, o.desk.at, i.segment, i.derivatives).open_ts, go)
@@ -483,7 +492,7 @@ def submit(
     t, kind = read_order(o, body)
     if kind.endswith("MARKET") and o.terms.market_orders == "convert": _protect(o, t, kind)
     o.tickets[t.id], o.by_uid[t.uid] = t, t.id
-    note(o.desk, "order", id=t.id, tag=t.tag, symbol=t.symbol, side=t.side, qty=str(t.qty), type=kind)
+    note(o.desk, "order", id=t.id, tag=t.tag, symbol=t.symbol, side=t.side, qty=whole(t.qty), type=kind)
     save(o, t)
     reply = {"script": trading_symbol(o.desk.universe[t.sym]), "orderid": t.id, "uniqueorderid": t.uid}
     if kind.endswith("MARKET") and o.terms.market_orders == "refuse": _end(o, t, "rejected", rms(o, t, kind))

@@ -104,6 +104,7 @@ class Dialect:
     later: Callable[[Ask, float], Reply]       # promises a cancellation, seconds from now
     too_many: Callable[[], Reply]
     broken: Callable[[int], Reply]             # a server error in the broker's JSON
+    special: Mapping[str, Callable[[], Reply]] = field(default_factory=dict)   # answers of the broker's own kinds of fault
 
 async def answer(
     api: Faulty,  # current to the moment
@@ -121,6 +122,7 @@ async def answer(
         elif f.fault == "http_html": reply = html(int(f.number("status")))
         elif f.fault == "http_5xx": reply = d.broken(int(f.number("status")))
         elif f.fault == "body_malformed": garble = True
+        elif f.fault in d.special: reply = d.special[f.fault]()
     if reply is None: reply = await _carry_out(api, d, ask)
     return garbled(reply) if garble and reply else reply
 
@@ -146,6 +148,7 @@ def update_gate(
     api: Faulty,  # whose script
     subject: Callable[[U], str],  # what `match` looks at: "fill AAPL"
     send: Callable[[U], None],  # past the faults
+    older: Callable[[U], U | None] = lambda u: None,  # what was said of the same order before
 ) -> Callable[[U], list[U]]:
     "What becomes of one update."
     held: list[U] = []
@@ -155,7 +158,9 @@ def update_gate(
         out = [data, *held]
         held.clear()
         for f in strikes(api, "update", subject(data)):
-            if f.fault == "update_twice": out.insert(0, data)
+            before = older(data)
+            if f.fault == "stale_modify": _again(api, f, send, before)
+            elif f.fault == "update_twice": out.insert(0, data)
             else: out.remove(data)
             if f.fault == "update_swapped":
                 held.append(data)
@@ -164,6 +169,9 @@ def update_gate(
             if data not in out: break
         return out
     return gate
+
+def _again(api: Faulty, f: Fault, send: Callable[[U], None], before: U | None) -> None:
+    if before is not None: at_time(api.desk, api.desk.at + int(f.number("seconds") * 1e9), lambda ts: send(before))
 
 # %% ../../nbs/practice/01_wire.ipynb #71ecbbd4
 Begin = Callable[[Fault], None]   # the venue's own way to begin a span
