@@ -67,3 +67,53 @@ class Fake:
 def config(f: Fake, **over: Any) -> AngelConfig:
     return AngelConfig(**{"url": f"http://127.0.0.1:{f.server.server_port}", "updates_url": "ws://127.0.0.1:1", "read_timeout_s": 1.0,
                           "totp_once": False, **over})
+
+
+class FakeVenue(Fake):
+    "An order book and a trade book that a test writes into."
+    def __init__(self, clock: Callable[[], int]) -> None:
+        super().__init__()
+        self.clock, self.rows, self.trades = clock, dict[str, dict[str, Any]](), list[dict[str, Any]]()
+        self.fresh = "open"                             # status of a new order
+        self.on_place: Callable[[str], Reply] | None = None   # instead of an acknowledgement
+        self.keep = True                                # a new order reaches the book
+        self.times: list[int] = []                      # venue time of each order message
+        self.bodies: list[dict[str, Any]] = []
+        self.limits: dict[str, Any] = {"net": "100000", "availablecash": "100000", "m2mrealized": "0", "m2munrealized": "0"}
+        self.routes |= {"placeOrder": self.place, "cancelOrder": self.cancel, "getOrderBook": lambda b, t: good(list(self.rows.values()) or None),
+                        "getTradeBook": lambda b, t: good(self.trades or None), "getPosition": lambda b, t: good(self.positions()),
+                        "getRMS": lambda b, t: good(self.limits), "quote": lambda b, t: good({"fetched": [], "unfetched": []})}
+
+    def place(self, body: dict[str, Any], token: str) -> Reply:
+        self.times.append(self.clock())
+        self.bodies.append(body)
+        n = str(len(self.bodies))
+        if self.keep:
+            self.rows[body["ordertag"]] = {**body, "orderid": n, "uniqueorderid": f"u{n}", "status": self.fresh, "orderstatus": self.fresh,
+                                           "filledshares": "0", "unfilledshares": body["quantity"], "averageprice": 0.0, "text": ""}
+            self.routes[f"u{n}"] = lambda b, t, tag=body["ordertag"]: good(self.rows[tag])
+        return self.on_place(n) if self.on_place else good({"orderid": n, "uniqueorderid": f"u{n}"})
+
+    def cancel(self, body: dict[str, Any], token: str) -> Reply:
+        self.times.append(self.clock())
+        (row,) = [r for r in self.rows.values() if r["orderid"] == body["orderid"]]
+        if row["orderstatus"] in ("complete", "cancelled", "rejected"): return bad("AB1007", f"AMX error: order is {row['orderstatus']}")
+        row["orderstatus"] = row["status"] = "cancelled"
+        return good({"orderid": body["orderid"]})
+
+    def say(self, tag: str, status: str, filled: int = 0, text: str = "") -> None:
+        "The order book changes; the trade book does not."
+        self.rows[tag] |= {"status": status, "orderstatus": status, "filledshares": str(filled), "text": text}
+
+    def trade(self, tag: str, qty: int, px: float = 100.0) -> None:
+        "The trade book grows; the order book does not."
+        r = self.rows[tag]
+        self.trades.append({"tradingsymbol": r["tradingsymbol"], "transactiontype": r["transactiontype"], "fillprice": str(px), "fillsize": str(qty),
+                            "orderid": r["orderid"], "fillid": str(1000 + len(self.trades)), "filltime": "11:00:00"})
+
+    def positions(self) -> list[dict[str, Any]] | None:
+        net: dict[str, int] = {}
+        for t in self.trades:
+            signed = int(t["fillsize"]) * (1 if t["transactiontype"] == "BUY" else -1)
+            net[t["tradingsymbol"]] = net.get(t["tradingsymbol"], 0) + signed
+        return [{"tradingsymbol": s, "producttype": "INTRADAY", "netqty": str(q), "avgnetprice": "100"} for s, q in net.items()] or None

@@ -224,12 +224,12 @@ def read_limits(
     spent: Decimal,  # what today's executions cost: quantity times price, sells negative
 ) -> Account:
     "Money; refuses limits that do not say what there is."
-    found = {k: amount(d.get(k)) if isinstance(d, Mapping) else None for k in ("availablecash", "net", "m2mrealized", "m2munrealized")}
-    cash, net = found["availablecash"], found["net"]
-    if cash is None or net is None:
-        raise BrokerError("limits from Angel One", str(d)[:80], "net and availablecash", "look at the account in Angel One's app")
-    won = (found["m2mrealized"] or Decimal(0)) + (found["m2munrealized"] or Decimal(0))
-    return Account(ts, cash + won, cash - spent, max(net, Decimal(0)))
+    found = {k: amount(d.get(k)) if isinstance(d, Mapping) else None for k in ("net", "utiliseddebits", "m2mrealized", "m2munrealized")}
+    net = found["net"]
+    if net is None: raise BrokerError("limits from Angel One", str(d)[:80], "net", "look at the account in Angel One's app")
+    used, won, open_won = (found[k] or Decimal(0) for k in ("utiliseddebits", "m2mrealized", "m2munrealized"))
+    morning = (net + used - won).quantize(Decimal("0.01"))
+    return Account(ts, net + used + open_won, morning - spent, max(net, Decimal(0)))
 
 # %% ../../nbs/broker/04_angel_models.ipynb #5ab8333f
 CODES = {"AB00": "connected", "AB01": "open", "AB02": "cancelled", "AB03": "rejected", "AB04": "modified", "AB05": "complete",

@@ -106,6 +106,7 @@ class Known:
     state: OrderState | None = None    # last state told or seen
     told: Decimal = Decimal(0)         # quantity of the executions handed to the trader
     asked: bool = False                # somebody wants to know what became of it
+    asked_ts: int = 0                  # since when, ns of the clock
     absent: int = 0                    # order books in a row without it
     cancels: int = 0                   # cancels that wait for their outcome
     odd: str = ""                      # a status nobody has listed
@@ -175,6 +176,7 @@ class AngelBroker:
         self._instruments, self._names = {i.symbol: i for i in universe.instruments}, names_of(universe)
         self._hints, self._later = deque[str](), dict[str, int]()    # client ids to look up now, or at a time
         self._halted, self._up, self._good_ts, self._tried_ts, self._compare, self._said = "", False, 0, 0, False, ""
+        self._began = 0   # when the reading under judgement began, ns
         self._stream_up, self._threads, self._busy = False, list[threading.Thread](), False
         self._books = _books(self)
         self._details = (Budget(config.details_per_s, 0, lambda: clock() / 1e9, 1.0), Budget(4500, 0, lambda: clock() / 1e9, 3600.0))
@@ -211,7 +213,9 @@ class AngelBroker:
 
     def query(self, client_id: str, ts: int) -> None:
         "Ask what became of an order; the thread that watches the order book answers."
-        with self._lock: self._known.setdefault(client_id, Known(client_id)).asked = True
+        with self._lock:
+            k = self._known.setdefault(client_id, Known(client_id))
+            if not k.asked: k.asked, k.asked_ts, k.absent = True, self._clock(), 0
         _ring(self, compare=True)
 
     def on_row(self, row: Rows, traded: float) -> None: return None  # the venue sees the market itself
@@ -492,7 +496,7 @@ def _look(b: AngelBroker, client_id: str) -> bool:
     if k is None or not k.unique: return False
     if k.state in TERMINAL and not k.asked: return True
     if take_all(b._details, True) > 0: return False
-    b.stats.details += 1
+    b.stats.details, b._began = b.stats.details + 1, b._clock()
     try:
         d = b.session.ask("individual_order_details", k.unique)
         o = read_order(d[0] if isinstance(d, list) and d else d or {})
@@ -504,8 +508,8 @@ def _look(b: AngelBroker, client_id: str) -> bool:
 
 def _poll(b: AngelBroker) -> None:
     "The whole order book."
-    since, b._tried_ts = time.monotonic_ns(), b._clock()
-    b.stats.polls += 1
+    since, b._began = time.monotonic_ns(), b._clock()
+    b._tried_ts, b.stats.polls = b._began, b.stats.polls + 1
     try: rows = _read(b, "orders", since)
     except BrokerError as e: return _missed(b, e)
     b._good_ts = b._tried_ts = b._clock()
@@ -514,7 +518,7 @@ def _poll(b: AngelBroker) -> None:
         if not b._halted: _tell(b, "up", "the order book is being read")
     mine = [(k, o) for o in rows if (k := _ours(b, o)) is not None]
     _evidence(b, mine)
-    _absent(b, {k.client_id for k, _ in mine}, since)
+    _absent(b, {k.client_id for k, _ in mine})
 
 def _missed(b: AngelBroker, e: BrokerError) -> None:
     "The order book could not be read."
@@ -525,7 +529,7 @@ def _missed(b: AngelBroker, e: BrokerError) -> None:
         b._up = False
         _tell(b, "down", f"the order book cannot be read: {text}")
     if not isinstance(e, AngelRate):
-        with b._lock: asked = [k for k in b._known.values() if k.asked]
+        with b._lock: asked = [k for k in b._known.values() if _wants(b, k)]
         for k in asked:
             k.asked = False
             _no_answer(b, k.client_id, f"look-up: {text}")
@@ -609,7 +613,7 @@ def _overdue(b: AngelBroker, k: Known, o: AngelOrder) -> bool:
 
 def _strange(b: AngelBroker, k: Known, o: AngelOrder) -> None:
     "A status nobody has listed: told, and the symbol takes no entry."
-    if k.odd == (o.status or "(none)") and not k.asked: return
+    if k.odd == (o.status or "(none)") and not _wants(b, k): return
     k.odd, k.asked = o.status or "(none)", False
     _tell(b, "warning", f"order {o.id} of {k.symbol} has the status {o.status!r}, which nobody has listed; look at it in Angel One's app", k.symbol)
     _no_answer(b, k.client_id, f"status {o.status!r}", "unknown_status")
@@ -617,9 +621,17 @@ def _strange(b: AngelBroker, k: Known, o: AngelOrder) -> None:
 def _ghost(b: AngelBroker, k: Known, o: AngelOrder) -> None:
     "An order that had ended, or was refused, and lives."
     b.stats.ghosts += 1
-    if k.asked: b._inbox.put(status_update(o, k.client_id, b._clock(), "looked_up"))
-    k.asked = False
+    _answer(b, k, o)
     if b.stats.ghosts < 100: _tell(b, "warning", f"order {o.id} was {k.state} and is now {o.status!r}: look at it in Angel One's app", k.symbol)
+
+def _wants(b: AngelBroker, k: Known) -> bool:
+    "Does somebody ask, and did the reading begin after that?"
+    return k.asked and b._began >= k.asked_ts
+
+def _answer(b: AngelBroker, k: Known, o: AngelOrder) -> None:
+    if not _wants(b, k): return
+    k.asked = False
+    b._inbox.put(status_update(o, k.client_id, b._clock(), "looked_up"))
 
 def _state(b: AngelBroker, k: Known, o: AngelOrder, st: OrderState) -> None:
     "The state of an order whose executions are told."
@@ -632,19 +644,17 @@ def _state(b: AngelBroker, k: Known, o: AngelOrder, st: OrderState) -> None:
         for _ in range(k.cancels): _cancel_rejected(b, k.client_id, "filled", "filled before it could be cancelled")
     if st in TERMINAL: k.cancels = 0
     if st is OrderState.SENT: _soon(b, k)
-    if k.asked:
-        k.asked = False
-        b._inbox.put(status_update(o, k.client_id, b._clock(), "looked_up"))
+    _answer(b, k, o)
     if before is not st: _audit(b, "state", tag=k.client_id, state=st.value, status=o.status, filled=o.filled)
 
 # %% ../../nbs/broker/04_angel_one.ipynb #a83a411d
-def _absent(b: AngelBroker, present: Iterable[str], since: int) -> None:
+def _absent(b: AngelBroker, present: Iterable[str]) -> None:
     "Count the order books that do not show an order somebody asks about."
     there, bound = set(present), int(b.cfg.settle_s * SECOND)
     with b._lock: asked = [k for k in b._known.values() if k.asked and k.client_id not in there]
     for k in asked:
         if k.ours and not k.done.is_set() and k.state is None: continue                   # on its way out
-        if k.sent and k.over_ts and b._clock() < k.over_ts + bound: continue
+        if not _wants(b, k) or k.sent and k.over_ts and b._began < k.over_ts + bound: continue
         k.absent += 1
         if k.absent < b.cfg.absent_polls: continue
         k.asked, k.absent = False, 0
