@@ -141,10 +141,7 @@ def test_a_damaged_file_is_never_believed(tmp_path_factory: pytest.TempPathFacto
     k = at % len(whole)
     bad = whole[:k] if how == "cut" else whole[:k] + bytes([whole[k] ^ 1]) + whole[k + 1:] if how == "flip" else whole[:k] + b" " + whole[k:]
     path.write_bytes(bad)
-    try: m = read_master(path)
-    except MasterError: return
-    # what is left is harm to the first line that changes no fact: the content is whole and the day is a day
-    assert m.sha256 == hashlib.sha256(DATA).hexdigest() and bad.partition(b"\n")[2] == DATA
+    with pytest.raises(MasterError): read_master(path)
 
 
 def test_two_processes_at_once(tmp_path: Path) -> None:

@@ -19,17 +19,19 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
+from datetime import time as clock
 from decimal import Decimal, InvalidOperation
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from .calendar import trading_day
+from .calendar import ZONES, trading_day
 from .instrument import Instrument, Universe
 from .packet import FeedError
 
@@ -301,6 +303,7 @@ class MasterConfig(BaseModel):
     max_bytes: int = Field(200_000_000, ge=1000, description="a longer file is refused")
     max_age_days: int = Field(7, ge=0, description="a file published longer before the trading day is stale")
     keep: int = Field(5, ge=0, description="earlier days' files left in the folder")
+    fresh_from: clock = Field(clock(8, 30), description="Indian time; a copy of the same day from before it is fetched again after it")
 
     @field_validator("url")
     @classmethod
@@ -379,14 +382,23 @@ def master_path(
     "The file of a day."
     return Path(folder) / f"angel-master-{day}.cache"
 
+def _sum(head: Mapping[str, Any], data: bytes) -> str:
+    "Checksum of a kept file: its description and its content."
+    h = hashlib.sha256(orjson.dumps({k: v for k, v in head.items() if k != "sha256"}, option=orjson.OPT_SORT_KEYS))
+    h.update(data)
+    return h.hexdigest()
+
 def write_master(
     data: bytes,  # as downloaded
     published: date | None,  # as the server says
     path: Path,  # from `master_path`
     day: date,  # Indian date it was fetched on
+    url: str = "",  # where from
+    fetched: int = 0,  # when, ns UTC
 ) -> Path:
     "Keep a downloaded file."
-    head = {"kind": _HEAD, "day": str(day), "published": str(published or ""), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    head = {"kind": _HEAD, "day": str(day), "published": str(published or ""), "url": url, "fetched": fetched, "bytes": len(data)}
+    head["sha256"] = _sum(head, data)
     part = path.with_name(f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -401,23 +413,29 @@ def write_master(
     return path
 
 # %% ../../nbs/feed/23_master.ipynb #b3dd83ca
+def _kept(path: Path) -> tuple[dict[str, Any], bytes]:
+    "First line and content of a kept file; refuses a damaged one."
+    try: line, _, data = path.read_bytes().partition(b"\n")
+    except FileNotFoundError: raise MasterError("instrument master not found", path.name, next_step="fetch it") from None
+    except OSError as e: raise MasterError(f"instrument master {path.name} cannot be read ({e.strerror})", next_step="give a readable folder") from e
+    try:
+        head = dict(orjson.loads(line))
+        found = head["kind"], head["sha256"] if orjson.dumps(head) == line else ""
+        own = _HEAD, _sum(head, data)
+        head["day"], head["published"] = date.fromisoformat(head["day"]), date.fromisoformat(head["published"]) if head["published"] else None
+        head["url"], head["fetched"] = str(head["url"]), int(head["fetched"])
+    except (ValueError, KeyError, TypeError):
+        raise MasterError(f"kept instrument master {path.name}: first line", line[:60], "its description", "fetch it again") from None
+    if found != own:
+        raise MasterError(f"kept instrument master {path.name}: checksum of {len(data):,} bytes", found[1], own[1], "fetch it again")
+    return head, data
+
 def read_master(
     path: str | os.PathLike[str],  # written by `write_master`
 ) -> Master:
     "A kept master; refuses a damaged one."
-    file = Path(path)
-    try: line, _, data = file.read_bytes().partition(b"\n")
-    except FileNotFoundError: raise MasterError("instrument master not found", file.name, next_step="fetch it") from None
-    except OSError as e: raise MasterError(f"instrument master {file.name} cannot be read ({e.strerror})", next_step="give a readable folder") from e
-    try:
-        head = orjson.loads(line)
-        kind, size, digest, day = head["kind"], head["bytes"], head["sha256"], date.fromisoformat(head["day"])
-        published = date.fromisoformat(head["published"]) if head["published"] else None
-    except (ValueError, KeyError, TypeError):
-        raise MasterError(f"kept instrument master {file.name}: first line", line[:60], "its description", "fetch it again") from None
-    if (kind, size, digest) != (_HEAD, len(data), hashlib.sha256(data).hexdigest()):
-        raise MasterError(f"kept instrument master {file.name}: checksum of {len(data):,} bytes", digest, "that of what is there", "fetch it again")
-    return parse_master(data, day, published)
+    head, data = _kept(Path(path))
+    return parse_master(data, head["day"], head["published"])
 
 # %% ../../nbs/feed/23_master.ipynb #72587be1
 def _prune(folder: Path, day: date, keep: int) -> None:
@@ -433,6 +451,16 @@ def _aged(master: Master, config: MasterConfig) -> Master:
                           "the broker has not renewed it: compare with its web site before trading")
     return master
 
+def _today(config: MasterConfig, path: Path, day: date, now: int) -> tuple[Master | None, str]:
+    "The kept master if it may be used, or why it may not."
+    try: head, data = _kept(path)
+    except MasterError as e: return None, str(e) if path.exists() else ""
+    fresh = int(datetime.combine(day, config.fresh_from, ZoneInfo(ZONES["NSE"])).timestamp()) * 10**9
+    if head["day"] != day: return None, f"{path.name} is of {head['day']}"
+    if head["url"] != config.url: return None, f"{path.name} came from another address"
+    if head["fetched"] < fresh <= now: return None, f"{path.name} is from before {config.fresh_from:%H:%M}"
+    return parse_master(data, day, head["published"]), ""
+
 def fetch_master(
     config: MasterConfig,
     folder: str | os.PathLike[str],  # where masters are kept; made if absent
@@ -442,15 +470,11 @@ def fetch_master(
     "Today's master, from the folder or from the broker."
     day = trading_day("NSE", now)
     path = master_path(folder, day)
-    try:
-        kept = read_master(path)
-        if kept.day == day: return _aged(kept, config)
-        say(f"{path.name} is of {kept.day}: fetched again")
-    except MasterStale: raise
-    except MasterError as e:
-        if path.exists(): say(f"{e}; fetched again")
+    kept, why = _today(config, path, day, now)
+    if kept: return _aged(kept, config)
+    if why: say(f"{why}; fetched again")
     data, published = download_master(config)
     master = _aged(parse_master(data, day, published), config)
-    write_master(data, published, path, day)
+    write_master(data, published, path, day, config.url, now)
     _prune(path.parent, day, config.keep)
     return master
