@@ -200,7 +200,7 @@ def _secrets(v: Any, at: str = "") -> Iterator[Problem]:
     "Keys that look like secrets, anywhere in a tree."
     for k, x in v.items() if isinstance(v, Mapping) else enumerate(v) if isinstance(v, list | tuple) else ():
         name = f"{at}.{k}" if at else str(k)
-        if isinstance(k, str) and looks_secret(k):
+        if isinstance(k, str) and looks_secret(k) and not isinstance(x, bool):   # a yes or no gives nothing away
             yield Problem(name, "<hidden>", f"no secrets here: put it in the environment as {re.sub('[^A-Z0-9]', '_', name.upper())}")
         yield from _secrets(x, name)
 
