@@ -14,7 +14,7 @@ from unittest import mock
 import fault_runs
 import numpy as np
 from angel_live import DAY, drawn_tape, venue
-from fault_runs import LASTS, MORE, READ_S, STALE_MS, House, Placed, drawn, walled
+from fault_runs import LASTS, MORE, READ_S, STALE_MS, House, Placed, Story, drawn, walled
 
 from scalp_nb.broker import angel_one as broker_angel
 from scalp_nb.feed import angel_one as feed_angel
@@ -81,8 +81,13 @@ def arrivals(told: Callable[[str], None]) -> Iterator[None]:
     with mock.patch.object(angel_wire, "dispatch", arrived): yield
 
 
+def shut_out(s: Story) -> bool:
+    "AG7002: this machine's address is not registered; nothing more is sent, positions keep the stops they have, and a person has to act."
+    return any("AG7002" in str(r.data) for r in s.of("note:health"))
+
+
 HOUSE = House("tests/angel_faults.py", (feed_angel, "AngelFeed"), (broker_angel, "AngelBroker"), busy, lambda b: bool(b._threads),
-              arrivals, venue, {}, placed, (b"PRACTICE2PRACTICE3", b"eyJ"), tape_of, config_of, script_of)
+              arrivals, venue, {}, placed, (b"PRACTICE2PRACTICE3", b"eyJ"), tape_of, config_of, script_of, shut_out)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def wire(speed: float) -> dict[str, Any]:
 def conf(tape: Tape, speed: float = 60.0, **over: Any) -> RunConfig:
     "The pressure scalper, quick to enter and to leave."
     base = {"venue.broker": "angel_practice", "run.account": "test", "data.symbols": list(tape.universe.symbols),
-            "strategy": {"warmup_rows": 5, "cooldown_s": 2.0, "rest_s": 5.0}, "sizing": {"mode": "fixed", "fixed_qty": 7},
+            "strategy.warmup_rows": 5, "strategy.cooldown_s": 2.0, "strategy.rest_s": 5.0, "sizing.mode": "fixed", "sizing.fixed_qty": 7,
             "exits.stop_pct": 0.001, "exits.target_pct": 0.002, "exits.time_stop_s": 60.0, "risk.avoid_first_minutes": 0,
             "risk.max_trades_per_day": 1000, "risk.max_consecutive_losses": 1000, "risk.max_orders_per_second": 8}
     return load_config(RunConfig, None, base | wire(speed) | over)

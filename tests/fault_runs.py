@@ -37,7 +37,7 @@ from scalp_nb.practice.venue import Tape, make_tape, step_clock
 from scalp_nb.trader import venues
 from scalp_nb.trader.journal import payload
 from scalp_nb.trader.replay import replay_run
-from scalp_nb.trader.session import run_session
+from scalp_nb.trader.session import EXIT_NOT_FLAT, run_session
 from scalp_nb.trader.setup import RunConfig
 from scalp_nb.trader.store import Store
 from scalp_nb.trader.streaming import recorded_rows
@@ -81,6 +81,7 @@ class House:
     tape: Callable[[int], Tape]                                        # of a seed
     config: Callable[..., RunConfig]                                   # (seed, tape, **over)
     faults: Callable[[int], tuple[Fault, ...]]                         # of a seed
+    shut_out: Callable[["Story"], bool] = lambda s: False              # the broker takes no order from us any more, and people were told
 
 
 def drawn(seed: int) -> np.random.Generator: return np.random.default_rng([seed, 4])
@@ -232,13 +233,14 @@ def conserved(s: Story) -> Iterator[str]:
     "4: cash and positions are the sum of the executions, and the ledger is the broker's."
     moved = sum((-int(e["side"]) * Decimal(e["qty"]) * Decimal(e["px"]) for e in s.truth["executions"]), Decimal(0))
     if Decimal(s.truth["start_cash"]) + moved != Decimal(s.truth["cash"]): yield f"4: the venue's cash {s.truth['cash']}, {moved} by its executions"
-    if s.truth["positions"]: yield f"4: not flat at the venue: {s.truth['positions']}"
+    out = s.house.shut_out(s)
+    if s.truth["positions"] and not out: yield f"4: not flat at the venue: {s.truth['positions']}"
     open_orders = [o.id for o in s.placed if o.open]
-    if open_orders: yield f"4: left open at the venue: {open_orders}"
+    if open_orders and not out: yield f"4: left open at the venue: {open_orders}"
     end = s.of("run:end")[0].data if s.of("run:end") else {}
     away = "could not be compared at the end" in end.get("reason", "") and end["flat"]   # the venue was away at the end, and the run says so
     if not end: yield "4: the run did not end in order"
-    elif not away and (not end["ok"] or end["differences"]): yield f"4: ended badly: {end}"
+    elif not away and (not (end["ok"] or out and s.status == EXIT_NOT_FLAT) or end["differences"]): yield f"4: ended badly: {end}"
     state = s.state
     if state is not None:
         fees = sum((Decimal(r.data["fee"]) for r in s.of("note:fill")), Decimal(0))

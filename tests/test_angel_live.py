@@ -177,7 +177,7 @@ def test_what_the_books_do_not_know_is_refused_and_printed(planted, tmp_path, ca
         v = open_venue(cfg)
         try:
             v.broker.connect(v.pace.now())
-            v.broker.submit(order("by-hand", "SAA", 7, "500.50" if planted == "position" else "490.00"), v.pace.now())
+            v.broker.submit(order("byhand", "SAA", 7, "500.50" if planted == "position" else "490.00"), v.pace.now())
             if planted == "position": until(lambda: server.get("truth")["positions"], planted)
             else: until(lambda: any(t.status == "open" for t in tickets(server)), planted)
         finally: shut(v)
