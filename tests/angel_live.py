@@ -87,7 +87,8 @@ def wire(speed: float) -> dict[str, Any]:
             "exits.entry_timeout_ms": max(2_000, int(500 * speed)), "exits.reprice_ms": max(1_000, int(250 * speed)),
             "session.drain_timeout_s": max(20.0, 5.0 * speed), "session.reconcile_s": max(5.0, 1.0 * speed),
             "venue.angel.feed": {"batch_gap_s": 0.0, "silence_s": 5.0, "first_wait_s": 0.05, "most_wait_s": 0.5},
-            "venue.angel.account": {"settle_s": max(5.0, 0.3 * speed), "stale_s": max(10.0, 1.0 * speed), "first_wait_s": 0.05, "most_wait_s": 0.5}}
+            "venue.angel.account": {"totp_once": False, "settle_s": max(5.0, 0.3 * speed), "stale_s": max(10.0, 1.0 * speed),
+                                    "first_wait_s": 0.05, "most_wait_s": 0.5}}
 
 
 def conf(tape: Tape, speed: float = 60.0, **over: Any) -> RunConfig:
