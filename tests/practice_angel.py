@@ -74,8 +74,8 @@ def connect(server: AngelServer, enter: bool = True) -> Any:
 
 def order(symbol: str = "INFY", side: str = "BUY", qty: int = 10, price: float | str = "95", **more: Any) -> dict[str, Any]:
     token = {"INFY": "1001", "TCS": "1002"}[symbol]
-    return {"variety": "NORMAL", "tradingsymbol": f"{symbol}-EQ", "symboltoken": token, "transactiontype": side, "exchange": "NSE", "ordertype": "LIMIT",
-            "producttype": "INTRADAY", "duration": "DAY", "price": str(price), "quantity": str(qty), **more}
+    return {"variety": "NORMAL", "tradingsymbol": f"{symbol}-EQ", "symboltoken": token, "transactiontype": side, "exchange": "NSE",
+            "ordertype": "LIMIT", "producttype": "INTRADAY", "duration": "DAY", "price": str(price), "quantity": str(qty), **more}
 
 
 @contextmanager

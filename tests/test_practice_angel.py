@@ -1,5 +1,6 @@
 """The Angel One practice venue, met by Angel One's own SDK, by its recorded answers and packets, and by everything that can go wrong."""
 
+import importlib
 import json
 import ssl
 import urllib.request
@@ -23,7 +24,8 @@ TAPE = walk_tape(("INFY", "TCS"), 900, venue="NSE")
 
 
 def serve(*script: dict[str, Any], speed: float = 0.0, state: Path | None = None, seed: int = 0, tls: bool = False, **terms: Any) -> AngelServer:
-    return AngelServer(TAPE, AngelTerms(**{"rate_limits": False, "seed": seed, **terms}), speed, state=state, script=read_script(script), seed=seed, tls=tls)
+    account = AngelTerms(**{"rate_limits": False, "seed": seed, **terms})
+    return AngelServer(TAPE, account, speed, state=state, script=read_script(script), seed=seed, tls=tls)
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "tls"])
@@ -98,7 +100,8 @@ def test_the_sdks_market_socket_decodes_every_mode(server: AngelServer) -> None:
         assert first["exchange_timestamp"] == int(row["ts"]) // 10**9 * 1000
         buy, sell = first["best_5_buy_data"], first["best_5_sell_data"]
         assert [b["price"] for b in buy] == [round(x * 100) for x in row["bid_px"]] and [b["quantity"] for b in buy] == row["bid_qty"].tolist()
-        assert [s["price"] for s in sell] == [round(x * 100) for x in row["ask_px"]] and {s["flag"] for s in sell} == {0} and {b["flag"] for b in buy} == {1}
+        assert [s["price"] for s in sell] == [round(x * 100) for x in row["ask_px"]]
+        assert ({s["flag"] for s in sell}, {b["flag"] for b in buy}) == ({0}, {1})
         assert (first["total_buy_quantity"], first["total_sell_quantity"]) == (row["total_buy"], row["total_sell"])
         assert first["lower_circuit_limit"] < first["last_traded_price"] < first["upper_circuit_limit"]
         ws.subscribe("two", 1, [{"exchangeType": 1, "tokens": ["1002"]}])
@@ -122,7 +125,8 @@ def test_the_sdk_reads_quotes_candles_scrips_margin_and_charges(plain: AngelServ
     quote = c.getMarketData("FULL", {"NSE": ["1001"]})["data"]["fetched"][0]
     recorded = json.loads(fixture("rest_quote_FULL_ZOMATO_2024-12-20_preopen.json").read_text())["data"]["fetched"][0]
     assert set(quote) == set(recorded) and set(quote["depth"]["buy"][0]) == set(recorded["depth"]["buy"][0])
-    bars = c.getCandleData({"exchange": "NSE", "symboltoken": "1001", "interval": "ONE_MINUTE", "fromdate": "2026-11-19 09:15", "todate": "2026-11-19 09:20"})
+    bars = c.getCandleData({"exchange": "NSE", "symboltoken": "1001", "interval": "ONE_MINUTE",
+                            "fromdate": "2026-11-19 09:15", "todate": "2026-11-19 09:20"})
     assert [b[0][11:16] for b in bars["data"]] == ["09:15", "09:16", "09:17", "09:18", "09:19"]
     assert c.searchScrip("NSE", "TCS")["data"] == [{"exchange": "NSE", "tradingsymbol": "TCS-EQ", "symboltoken": "1002"}]
     assert c.ltpData("NSE", "INFY-EQ", "1001")["data"]["ltp"] == quote["ltp"]
@@ -153,9 +157,11 @@ def test_wrong_keys_by_the_sdk(plain: AngelServer) -> None:
 
 
 REFUSED_AT_ONCE = [
-    ({"variety": "AMO"}, "AB1007"), ({"variety": "ROBO", "producttype": "BO", "squareoff": "2", "stoploss": "1"}, "AB2002"), ({"variety": "QUICK"}, "AB1008"),
-    ({"variety": "STOPLOSS"}, "AB1008"), ({"ordertype": "STOPLOSS_LIMIT", "triggerprice": "94"}, "AB1008"), ({"tradingsymbol": "INFY"}, "AB1009"),
-    ({"symboltoken": "1002"}, "AB1009"), ({"exchange": "BSE"}, "AB1009"), ({"producttype": "CARRYFORWARD"}, "AB1012"), ({"ordertag": "t" * 21}, "AB4008"),
+    ({"variety": "AMO"}, "AB1007"), ({"variety": "ROBO", "producttype": "BO", "squareoff": "2", "stoploss": "1"}, "AB2002"),
+    ({"variety": "QUICK"}, "AB1008"), ({"variety": "STOPLOSS"}, "AB1008"),
+    ({"ordertype": "STOPLOSS_LIMIT", "triggerprice": "94"}, "AB1008"), ({"tradingsymbol": "INFY"}, "AB1009"),
+    ({"symboltoken": "1002"}, "AB1009"), ({"exchange": "BSE"}, "AB1009"), ({"producttype": "CARRYFORWARD"}, "AB1012"),
+    ({"ordertag": "t" * 21}, "AB4008"),
     ({"quantity": "0"}, "AB1007"), ({"price": "0"}, "AB1007"), ({"duration": "GTC"}, "AB1007"), ({"transactiontype": "SHORT"}, "AB1007")]
 
 
@@ -174,28 +180,25 @@ def client(strict: AngelServer) -> Any: return connect(strict)
 def test_what_the_application_refuses_at_once(strict: AngelServer, client: Any, change: dict[str, str], code: str) -> None:
     got = client.placeOrderFullResponse({**order(), **change})
     assert (got["status"], got["errorcode"], got["data"]) == (False, code, None)
-    assert client.placeOrder({**order(), **change}) is None and strict.get("truth")["orders"] == []
+    assert client.placeOrder({**order(), **change}) is None and strict.get("truth")["executions"] == []
 
 
 REFUSED_LATER = [
-    ({"ordertype": "MARKET", "price": "0"}, "Market orders"), ({"duration": "IOC"}, "IOC"), ({"price": "95.005"}, "tick"), ({"price": "115"}, "circuit"),
-    ({"price": "80"}, "circuit"), ({"quantity": "60000"}, "Insufficient Funds"), ({"transactiontype": "SELL", "producttype": "DELIVERY"}, "short sell"),
+    ({"ordertype": "MARKET", "price": "0"}, "Market orders"), ({"duration": "IOC"}, "IOC"), ({"price": "95.005"}, "tick"),
+    ({"price": "115"}, "circuit"), ({"price": "80"}, "circuit"), ({"quantity": "60000"}, "Insufficient Funds"),
+    ({"transactiontype": "SELL", "producttype": "DELIVERY"}, "short sell"),
     ({"tradingsymbol": "TCS-EQ", "symboltoken": "1002"}, "scripconsent"),
     ({"tradingsymbol": "TCS-EQ", "symboltoken": "1002", "transactiontype": "SELL", "scripconsent": "yes"}, "short sell"),
     ({"variety": "STOPLOSS", "ordertype": "STOPLOSS_LIMIT", "transactiontype": "SELL", "price": "99", "triggerprice": "98"}, "trigger")]
 
 
 @pytest.mark.parametrize(("change", "says"), REFUSED_LATER, ids=str)
-def test_what_risk_management_and_the_exchange_refuse_a_moment_later(change: dict[str, str], says: str) -> None:
-    terms: dict[str, Any] = {"not_shortable": frozenset({"TCS"}), "surveillance": frozenset({"TCS"})}
-    with serve(**terms) as s, contained(s):
-        s.step(3)
-        c = connect(s)
-        placed = c.placeOrderFullResponse({**order(), **change})
-        assert placed["status"] is True   # accepted first
-        s.step(1)
-        row = c.orderBook()["data"][0]
-        assert (row["status"], row["orderid"]) == ("rejected", placed["data"]["orderid"]) and says in row["text"]
+def test_what_risk_management_and_the_exchange_refuse_a_moment_later(strict: AngelServer, client: Any, change: dict[str, str], says: str) -> None:
+    placed = client.placeOrderFullResponse({**order(), **change})
+    assert placed["status"] is True   # accepted first
+    strict.step(0.1)
+    row = next(r for r in client.orderBook()["data"] if r["orderid"] == placed["data"]["orderid"])
+    assert row["status"] == "rejected" and says in row["text"]
 
 
 def test_freeze_hours_and_the_unregistered_address() -> None:
@@ -287,12 +290,12 @@ def test_order_messages_have_the_recorded_shape(plain: AngelServer) -> None:
     for mine, theirs in ((said[1], recorded[0]), (said[3], recorded[1])):
         assert (mine["order-status"], set(mine)) == (theirs["order-status"], set(theirs))
         assert {k: type(v) for k, v in mine["orderData"].items()} == {k: type(v) for k, v in theirs["orderData"].items()}
-        assert mine["orderData"]["status"] == theirs["orderData"]["status"] and bool(mine["orderData"]["exchtime"]) == bool(theirs["orderData"]["exchtime"])
+        assert [bool(m["orderData"]["exchtime"]) for m in (mine, theirs)] in ([False] * 2, [True] * 2)
+        assert mine["orderData"]["status"] == theirs["orderData"]["status"]
     assert said[0]["order-status"] == "AB00" and set(said[0]["orderData"]) == set(recorded[0]["orderData"])
 
 
-@pytest.mark.parametrize("name", ["pysdk_snapquote_1735201464_INFY_1594_sdk_after_swap_fix.json", "pysdk_snapquote_1689225333_NIFTYopt_41735_sdk_after_swap_fix.json",
-                                  "pysdk_snapquote_1737356263_NIFTYopt_54786_sdk_after_swap_fix.json"])
+@pytest.mark.parametrize("name", ["1735201464_INFY_1594", "1689225333_NIFTYopt_41735", "1737356263_NIFTYopt_54786"])
 def test_a_recorded_tick_made_into_a_row_gives_the_recorded_tick_again(name: str) -> None:
     "Tick -> depth row -> this venue's packet -> the SDK's decoder -> the tick."
     from angel_sdk import sdk_decoder
@@ -301,7 +304,7 @@ def test_a_recorded_tick_made_into_a_row_gives_the_recorded_tick_again(name: str
     from scalp_nb.feed.instrument import Instrument, Universe
     from scalp_nb.practice.angel_packets import make_market, packet_at
     from scalp_nb.practice.venue import make_tape
-    tick = json.loads(fixture(name).read_text())
+    tick = json.loads(fixture(f"pysdk_snapquote_{name}_sdk_after_swap_fix.json").read_text())
     def levels(side: str) -> list[tuple[float, float, float]]:
         return [(x["price"] / 100, x["quantity"], x["no of orders"]) for x in tick[f"best_5_{side}_data"]]
     segment = {1: "CM", 2: "FO"}[tick["exchange_type"]]
@@ -352,7 +355,8 @@ def test_the_handshake_refuses_by_status_and_header(plain: AngelServer) -> None:
 def test_heartbeat_errors_and_the_limit_of_subscriptions(plain: AngelServer) -> None:
     c = connect(plain)
     def ask(tokens: list[str], mode: int = 3, **more: Any) -> str:
-        return json.dumps({"correlationID": "abc", "action": 1, "params": {"mode": mode, "tokenList": [{"exchangeType": 1, "tokens": tokens}]}, **more})
+        params = {"mode": mode, "tokenList": [{"exchangeType": 1, "tokens": tokens}]}
+        return json.dumps({"correlationID": "abc", "action": 1, "params": params, **more})
     with _ws(plain.stream_url, _keys(plain, c)) as w:
         w.send("ping")
         assert w.recv(5) == "pong"
@@ -443,13 +447,14 @@ def test_an_order_whose_answer_is_lost_works_and_its_tag_is_in_the_book(kind: st
     with serve({"fault": kind, "match": "placeOrder"}) as s, contained(s):
         s.step(3)
         c = connect(s)
-        with pytest.raises(Exception): c.placeOrder(order(ordertag="mine"))  # noqa: B017: each fault has its own exception
+        errors = (importlib.import_module("SmartApi.smartExceptions").DataException, importlib.import_module("requests").RequestException)
+        with pytest.raises(errors): c.placeOrder(order(ordertag="mine"))
         assert [r["ordertag"] for r in c.orderBook()["data"]] == ["mine"]
 
 
 def test_every_kind_of_fault_can_be_drawn_and_a_seed_keeps_its_script() -> None:
     drawn = {f.fault for seed in range(120) for f in random_script(seed, 600, kinds=ANGEL_KINDS)}
-    assert drawn == set(CATALOGUE)
+    assert drawn == set(ANGEL_KINDS) <= set(CATALOGUE)
     assert random_script(5, 600, kinds=ANGEL_KINDS) == random_script(5, 600, kinds=ANGEL_KINDS)
 
 
@@ -458,7 +463,8 @@ def test_the_master_is_open_to_all_and_all_text(server: AngelServer) -> None:
     with urllib.request.urlopen(server.master_url, context=context) as r: rows = json.loads(r.read())
     assert all(isinstance(v, str) for row in rows for v in row.values())
     mine = {row["symbol"]: row for row in rows}["INFY-EQ"]
-    assert (mine["token"], mine["exch_seg"], mine["instrumenttype"], mine["tick_size"], mine["freeze_qty"]) == ("1001", "NSE", "", "1.000000", "100000")
+    wanted = {"token": "1001", "exch_seg": "NSE", "instrumenttype": "", "tick_size": "1.000000", "freeze_qty": "100000", "strike": "-1.000000"}
+    assert wanted.items() <= mine.items()
 
 
 def test_the_sdk_is_unmodified() -> None:
