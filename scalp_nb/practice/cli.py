@@ -144,4 +144,5 @@ def angel(
     tape = choose_nse(recording, day, symbols, seconds, cadence_ms, seed)
     script = choose_script(faults, seed, tape, ANGEL_KINDS)
     terms = AngelTerms(cash=Decimal(str(cash)), seed=seed, partial_prob=partial, plan=plan)
-    with AngelServer(tape, terms, speed, port, state, script=script, seed=seed, tls=tls) as server: _announce("Angel One", server, angel_settings(server))
+    with AngelServer(tape, terms, speed, port, state, script=script, seed=seed, tls=tls) as server:
+        _announce("Angel One", server, angel_settings(server))
