@@ -3,6 +3,8 @@
 import importlib
 import json
 import ssl
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from decimal import Decimal
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import orjson
 import pytest
 from practice_angel import connect, contained, fixture, market_socket, order, order_socket, sdk, totp, until
@@ -368,6 +371,67 @@ def test_heartbeat_errors_and_the_limit_of_subscriptions(plain: AngelServer) -> 
         w.send(ask(["1001", "5001"]))   # twice is once
         w.send(ask(["1002"]))
         assert json.loads(w.recv(5))["errorCode"] == "E1002"
+
+
+RECORDED = ["NIFTY25DECFUT_2025-12-29_kite_5level.csv.gz", "NIFTY25DECFUT_2025-12-29_dhan_5level.csv.gz",
+            "RELIANCE_2021-04-30_kite_full_26ticks.jsonl.gz"]
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_depth_arrives_as_packets_that_decode_to_it(name: str) -> None:
+    from realdata import realdata
+
+    from scalp_nb.feed.packet import exchange_type, read_packet, token_table
+    from scalp_nb.practice.venue import recording_tape
+    with AngelServer(recording_tape(realdata(f"nse_depth/{name}"), "NSE"), AngelTerms(rate_limits=False), 0.0) as s, contained(s):
+        c, (ins,) = connect(s), s.tape.universe.instruments
+        with _ws(s.stream_url, _keys(s, c)) as w:
+            w.send(json.dumps({"action": 1, "params": {"mode": 3, "tokenList": [{"exchangeType": exchange_type(ins), "tokens": [ins.token]}]}}))
+            until(lambda: s.get("truth")["lines"][0]["subscriptions"])
+            known = s.api.desk.cursor - 1
+            played = min(1 + s.step(60)["rows"], 200)   # the snapshot that a subscription is answered with, then row by row
+            packets = [w.recv(5) for _ in range(played)]
+        table = token_table(s.tape.universe)
+        for row, packet in zip(s.tape.rows[known:known + played], packets, strict=True):
+            back = read_packet(packet, table, 0)[0]
+            assert back["ts"] == row["ts"] // 10**9 * 10**9
+            for field in ("ltp", "ltq", "volume", "total_buy", "total_sell", "bid_px", "bid_qty", "bid_orders", "ask_px", "ask_qty", "ask_orders"):
+                np.testing.assert_array_equal(back[field], row[field], field)
+
+
+def start_command(folder: Path) -> tuple[subprocess.Popen[str], dict[str, str]]:
+    "`scalp practice angel` as a process of its own, and the environment it prints."
+    code = "from scalp_nb.practice.cli import app; app()"
+    command = [sys.executable, "-c", code, "angel", "--tls", "--symbols", "3", "--seconds", "120", "--state", str(folder / "state")]
+    p = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert p.stdout is not None
+    lines = [p.stdout.readline() for _ in range(12)]
+    return p, dict(line.removeprefix("export ").strip().split("=", 1) for line in lines if line.startswith("export "))
+
+
+def test_the_command_serves_over_tls_and_a_killed_venue_comes_back(tmp_path: Path) -> None:
+    import pyotp
+    p, said = start_command(tmp_path)
+    assert {k.removeprefix("ANGEL_") for k in said} == {"API_KEY", "CLIENT_CODE", "PIN", "TOTP_SECRET", "REST_URL", "STREAM_URL", "UPDATES_URL",
+                                                        "MASTER_URL", "CA_FILE", "SCALP_PRACTICE_URL", "SCALP_PRACTICE_TOKEN"}
+    try:
+        trust, head = ssl.create_default_context(cafile=said["ANGEL_CA_FILE"]), {"X-PrivateKey": said["ANGEL_API_KEY"]}
+        who = {"clientcode": said["ANGEL_CLIENT_CODE"], "password": said["ANGEL_PIN"], "totp": pyotp.TOTP(said["ANGEL_TOTP_SECRET"]).now()}
+        with httpx.Client(headers=head, verify=trust) as h:
+            got = h.post(said["ANGEL_REST_URL"] + "/rest/auth/angelbroking/user/v1/loginByPassword", json=who).json()["data"]
+            h.headers["Authorization"] = "Bearer " + got["jwtToken"]
+            book = "/rest/secure/angelbroking/order/v1/"
+            mine = order(tradingsymbol="RELIANCE-EQ", symboltoken="2885", price=1300, ordertag="kept", qty=1)
+            placed = h.post(said["ANGEL_REST_URL"] + book + "placeOrder", json=mine).json()["data"]
+            p.kill()
+            p.wait(10)
+            p, said = start_command(tmp_path)
+            def row() -> Any: return h.get(f"{said['ANGEL_REST_URL']}{book}details/{placed['uniqueorderid']}").json()["data"]
+            until(lambda: row()["status"] == "open")   # the token is still good, and the order went on from where it was
+            assert row()["ordertag"] == "kept"
+    finally:
+        p.terminate()
+        assert p.wait(10) == 0
 
 
 # ---- over a restart, and faults

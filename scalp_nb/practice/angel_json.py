@@ -200,12 +200,11 @@ def charges_json(
     orders: list[dict[str, Any]],  # product_type, transaction_type, quantity, price, exchange, symbol_name, token
 ) -> dict[str, Any]:
     "POST estimateCharges."
-    schedule, total, bills = fees_for("angel_one", "NSE", trading_day("NSE", o.desk.at), plan=o.terms.plan), dict[str, Decimal](), []
-    worth = Decimal(0)
+    day, total, bills, worth = trading_day("NSE", o.desk.at), dict[str, Decimal](), [], Decimal(0)
     for n, x in enumerate(orders):
         qty, price = number(x, "quantity"), number(x, "price")
         if not (qty and price) or x.get("transaction_type") not in ("BUY", "SELL"): raise Refused("AB1007", "Invalid params")
-        ledger = FeeLedger(schedule)
+        ledger = FeeLedger(fees_for("angel_one", "NSE", day, "FO" if x.get("exchange") == "NFO" else "CM", o.terms.plan))
         charge_fee(ledger, str(n), Side[str(x["transaction_type"])], qty, price)
         bills.append(_bill(ledger.breakdown, qty * price))
         worth += qty * price
