@@ -6,8 +6,8 @@
 __all__ = ['DONE', 'RECEIVED', 'VALIDATING', 'OPENING', 'AMO', 'CODES', 'Told', 'AngelTerms', 'Refused', 'ok', 'Ticket', 'Orders',
            'ins_of', 'trading_symbol', 'exchange_of', 'circuit', 'rules_of', 'ist', 'stamp', 'money', 'whole',
            'order_row', 'save', 'become', 'number', 'find_instrument', 'read_order', 'net_qty', 'blocked', 'funds',
-           'rms', 'exchange_says', 'session_now', 'submit', 'hear', 'follow', 'fill_id', 'count', 'find', 'working',
-           'cancel', 'modify', 'first_ltp', 'master_ticks', 'open_orders', 'attach']
+           'rms', 'exchange_says', 'session_now', 'submit', 'hear', 'follow', 'fill_id', 'fill_number', 'count', 'find',
+           'working', 'cancel', 'modify', 'first_ltp', 'master_ticks', 'open_orders', 'attach']
 
 # %% ../../nbs/practice/08_angel_orders.ipynb #df044c04
 import datetime as dt
@@ -544,8 +544,14 @@ def fill_id(
 ) -> str:
     "The exchange's number of an execution."
     for n in range(len(o.desk.venue.fills) - 1, -1, -1):
-        if o.desk.venue.fills[n].exec_id == u.exec_id: return str(50_000_001 + n)
+        if o.desk.venue.fills[n].exec_id == u.exec_id: return fill_number(n)
     raise PracticeError("execution", u.exec_id, "one of the account's")
+
+def fill_number(
+    n: int,  # the account's executions before it
+) -> str:
+    "The number of the nth execution."
+    return str(50_000_001 + n)
 
 def count(
     o: Orders,  # all orders
@@ -704,9 +710,9 @@ def _restore(o: Orders, r: dict[str, Any]) -> None:
 # %% ../../nbs/practice/08_angel_orders.ipynb #5985f4a1
 def _recount(o: Orders) -> None:
     for t in o.tickets.values(): t.filled, t.value = Decimal(0), Decimal(0)
-    for u in o.desk.venue.fills:
+    for n, u in enumerate(o.desk.venue.fills):
         t = o.tickets[u.client_id.partition("#")[0]]
-        t.filled, t.value, t.fillid = t.filled + u.qty, t.value + u.qty * u.px, fill_id(o, u)
+        t.filled, t.value, t.fillid = t.filled + u.qty, t.value + u.qty * u.px, fill_number(n)
         count(o, t, u)
 
 def _resume(o: Orders, t: Ticket) -> None:
