@@ -4,7 +4,6 @@ from __future__ import annotations
 import http.server
 import json
 import os
-import selectors
 import socket
 import threading
 import time
@@ -18,6 +17,7 @@ import pytest
 
 pytest.register_assert_rewrite("broker_conformance")
 from broker_conformance import ASKS, BIDS, BrokerConformance, Seen  # noqa: E402
+from broker_line import Proxy, wait_until  # noqa: E402
 from realdata import realdata  # noqa: E402
 
 pytest.importorskip("alpaca")
@@ -38,63 +38,6 @@ D, MS, K = Decimal, 1_000_000, UpdateKind
 UNI = Universe("pair", (Instrument("AAA", "US", currency="USD"), Instrument("BBB", "US", currency="USD")))
 START = 1_795_100_400_000_000_000  # 2026-11-19 15:00 UTC, 10:00 in New York
 TERMS = AlpacaTerms(rate_limit=100_000)
-
-
-class Proxy:
-    "A line that can be cut, and that can lose the answers to orders; one thread."
-    def __init__(self, port: int) -> None:
-        self.target, self.modes = port, set[str]()
-        self.sel, self.pairs, self.posted = selectors.DefaultSelector(), dict[socket.socket, socket.socket](), set[socket.socket]()
-        self.streams: set[socket.socket] = set()
-        self.server = socket.create_server(("127.0.0.1", 0))
-        self.port, self.stop = self.server.getsockname()[1], False
-        self.sel.register(self.server, selectors.EVENT_READ)
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
-
-    def run(self) -> None:
-        while not self.stop:
-            for key, _ in self.sel.select(0.02):
-                if key.fileobj is self.server: self.accept()
-                else: self.move(key.fileobj, key.data)  # type: ignore[arg-type]
-        for s in list(self.pairs): self.drop(s)
-        self.server.close()
-
-    def accept(self) -> None:
-        a, _ = self.server.accept()
-        if "down" in self.modes: return a.close()
-        b = socket.create_connection(("127.0.0.1", self.target))
-        for x, y, side in ((a, b, "client"), (b, a, "server")):
-            x.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.pairs[x] = y
-            self.sel.register(x, selectors.EVENT_READ, side)
-
-    def move(self, s: socket.socket, side: str) -> None:
-        if s not in self.pairs: return
-        try: data = s.recv(65536)
-        except OSError: data = b""
-        other = self.pairs[s]
-        if side == "client" and data.startswith(b"GET /stream"): self.streams |= {s, other}
-        if not data or ("down" in self.modes and s not in self.streams): return self.drop(s)
-        if side == "client" and data.startswith((b"GET ", b"POST ", b"DELETE ")):
-            (self.posted.add if data.startswith(b"POST") else self.posted.discard)(s)
-        if side == "server" and "lost_ack" in self.modes:
-            if s in self.streams: return  # updates get lost as well
-            if other in self.posted: return self.drop(s)
-        other.sendall(data)
-
-    def drop(self, s: socket.socket) -> None:
-        for x in (s, self.pairs.get(s)):
-            if x is None or x not in self.pairs: continue
-            self.sel.unregister(x)
-            del self.pairs[x]
-            x.close()
-
-    def cut(self) -> None:
-        "End every connection, the update stream too."
-        for s in list(self.pairs):
-            try: s.shutdown(socket.SHUT_RDWR)
-            except OSError: continue
 
 
 def config(port: int, **over: Any) -> AlpacaConfig:
@@ -309,13 +252,6 @@ class TestAlpaca(BrokerConformance):
         with pytest.raises(BrokerError, match="keys were refused") as e: bad.connect(venue.now)
         assert "PKWRONG" not in str(e.value) and "HIDDEN" not in str(e.value)
         bad.close(venue.now)
-
-
-def wait_until(done: Any, seconds: float = 15) -> None:
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, "not in time"
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("status, body", [(504, b"<html>"), (500, b""), (429, b"{}"), (200, b"<html>"), (200, b"")])

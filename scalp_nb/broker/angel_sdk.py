@@ -378,7 +378,12 @@ class AngelSession:
     def open(self) -> None:
         "Log in, unless that is done; raises AngelError."
         with self._lock:
-            if not self.valid: _log_in(self)
+            if self.valid: return
+            try: _log_in(self)
+            except AngelRate:   # one login a second: somebody, perhaps we before a restart, has just logged in
+                until = self._clock() + 1_100_000_000
+                while self._clock() < until and not self._closing.wait(0.01): pass
+                _log_in(self)
 
     def tokens(self) -> AngelTokens:
         "What a stream presents; never waits. Raises FeedError when there is no valid login."
