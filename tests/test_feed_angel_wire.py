@@ -185,6 +185,7 @@ def test_the_walk_never_reads_beyond_what_it_was_given(found: list[bytes], noise
 def test_too_many_rows_leave_the_latest_of_each_symbol(said: list[tuple[int, bool]], room: int) -> None:
     names = tuple(TOKENS)
     small, all_of_it = AngelDecoder(UNI, rows=room), AngelDecoder(UNI, rows=10_000)
+    small.latest_wins(True)
     for k, (s, gap) in enumerate(said):
         packet = encode_packet(depth_row(k * 10**9, 0, ltp=k + 1.0), names[s], TOKENS[names[s]], 1)
         for d in (small, all_of_it):
@@ -205,6 +206,7 @@ def test_a_thousand_symbols_and_a_flood_stay_bounded_and_fresh() -> None:
     d, began = AngelDecoder(uni, rows=4096), time.monotonic()
     stream = b"".join(frame(encode_packet(depth_row(k * 10**9, 0, ltp=k + 1.0), uni[k * 7919 % 1000].token, 1, 1)) for k in range(20_000))
     raw = np.frombuffer(stream, np.uint8)
+    d.latest_wins(True)
     assert d.walk(raw.ctypes.data, len(raw), 1) == (len(raw), 0)
     rows = d.take_rows()
     assert len(rows) <= 4096 and len(rows) + d.dropped == 20_000 and time.monotonic() - began < 30

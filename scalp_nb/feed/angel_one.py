@@ -24,7 +24,8 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from scalp_nb.feed.angel_wire import (
-    AGAIN,
+    ALL,
+    FULL,
     LOOK,
     MODES,
     SUBSCRIBE,
@@ -64,8 +65,9 @@ class AngelFeedConfig(BaseModel):
     first_wait_s: float = Field(0.5, gt=0, le=60, description="wait before the first reconnect, s")
     most_wait_s: float = Field(30.0, gt=0, le=600, description="longest wait between reconnects, s")
     busy_wait_s: float = Field(15.0, gt=0, le=120, description="wait when the client has too many sockets, s")
-    keep_rows: int = Field(8192, ge=16, le=1 << 20, description="rows of one read; beyond it the latest of each symbol stays")
-    drain_s: float = Field(0.02, gt=0, le=1, description="longest time to empty a socket that fills as fast as it is read, s")
+    keep_rows: int = Field(8192, ge=16, le=1 << 20, description="most rows of one read")
+    behind_s: float = Field(0.25, ge=0.1, le=60, description="older than this, rows give way to the latest of their symbol, s")
+    drain_s: float = Field(0.02, gt=0, le=1, description="longest time of one read for a socket that fills as fast as it is read, s")
     raw_tape: Path | None = Field(None, strict=False, description="record received frames into this new file")
 
     @field_validator("url")
@@ -153,6 +155,7 @@ def connect(
 
 # %% ../../nbs/feed/22_angel_one.ipynb #a6e597c7
 _Kind = tuple[str, str, bool]
+_MUCH = 1 << 16  # bytes of a receipt after which there is probably more
 _DAY, _IST, _NEVER = 86_400_000_000_000, 19_800_000_000_000, (1 << 63) - 1
 
 def _kind(ins: Instrument) -> _Kind: return ins.venue, ins.segment, ins.derivatives
@@ -176,6 +179,8 @@ class _Line:
     pinged: float = 0.0
     ponged: float = 0.0
     check_at: float = 0.0                                    # look for symbols that never ticked; 0: done
+    left: bool = False                                       # received, not decoded: the rows of a read were full
+    dry_at: float = 0.0                                      # when the socket was last found empty
     seen: int = 0                                            # ticks of this connection at the last look
     ticks: int = 0
     connects: int = 0
@@ -201,6 +206,8 @@ class AngelFeed:
         self._news: list[LinkNews] = []
         self._poller, self._wakes, self._lines = select.poll(), set[int](), [_new_line(self, k + 1) for k in range(config.connections)]
         self._by_fd: dict[int, _Line] = {}
+        self._stale = False                # rows of this read are old: the latest of each symbol counts
+        self._idle_at = 0.0                # when no connection had anything, monotonic s
         self._again: list[_Line] = []      # connections with something to read that the descriptor does not show
         self._up = self._settled = False   # every connection was up at the last news; every subscription was sent
         self._looked = self._flushed = 0.0
@@ -245,6 +252,7 @@ class AngelFeed:
             told = bool(self._news)
             woken = _receive(self, 0.0 if told else min(max(until - now, 0.0), 0.05))
             if self._decoder.waiting or told or woken or time.monotonic() >= until: break
+        if self._stale: _freshen(self)
         rows = self._decoder.take_rows()
         self.stats.rows += len(rows)
         return rows
@@ -342,7 +350,9 @@ def _receive(f: "AngelFeed", timeout_s: float) -> bool:
     "Sleep until something arrives, decode it; True when a watched descriptor spoke."
     lines, woken = f._again, False
     f._again = []
-    for fd, _ in f._poller.poll(0 if lines else timeout_s * 1000):
+    ready = f._poller.poll(0 if lines else timeout_s * 1000)
+    if not ready: f._idle_at = time.monotonic()
+    for fd, _ in ready:
         if fd in f._wakes: woken = True
         elif f._by_fd[fd] not in lines: lines.append(f._by_fd[fd])
     for x in lines: _drain(f, x)
@@ -354,22 +364,35 @@ def _drain(f: "AngelFeed", x: _Line) -> None:
     ws, before, until = x.ws, f._decoder.messages, 0.0
     if ws is None: return
     while True:
-        try:
-            if not ws.pump(): break
+        try: came = x.left or ws.pump()  # what is left comes first, or the end of the connection would swallow it
         except SocketError as e:
             _lost(f, x, str(e))
             break
-        full = ws.full
-        _decode(f, x, ws)
-        if not full: break
+        more = x.left or ws.received > _MUCH
+        x.left = came and _decode(f, x, ws)
         now = time.monotonic()
         until = until or now + f.cfg.drain_s
-        if now >= until: break
+        if now - max(x.dry_at, f._idle_at) > f.cfg.behind_s: _behind(f)
+        if not (more or x.left): x.dry_at = now
+        if not (more or x.left) or (x.left and not f._stale) or now >= until: break
     x.ticks += f._decoder.messages - before
-    if ws.buffered and x.ws is ws: f._again.append(x)
+    if x.ws is ws and (x.left or ws.buffered): f._again.append(x)
 
-def _decode(f: "AngelFeed", x: _Line, ws: WebSock) -> None:
-    "Everything the buffer holds."
+# %% ../../nbs/feed/22_angel_one.ipynb #ca8a9dc5
+def _behind(f: "AngelFeed") -> None:
+    "What is being read is old: from here to the hand-over the latest row of a symbol wins."
+    f._stale = True
+    f._decoder.latest_wins(True)
+
+def _freshen(f: "AngelFeed") -> None:
+    "Hand over the latest of each symbol."
+    f._stale = False
+    f._decoder.keep_latest()
+    f._decoder.latest_wins(False)
+
+# %% ../../nbs/feed/22_angel_one.ipynb #52f2bbe2
+def _decode(f: "AngelFeed", x: _Line, ws: WebSock) -> bool:
+    "Everything the buffer holds; True when the rows are full and something is left."
     recv, walk = f._clock(), f._decoder.walk
     while True:
         addr, n = ws.span()
@@ -377,8 +400,7 @@ def _decode(f: "AngelFeed", x: _Line, ws: WebSock) -> None:
         if f._tape is not None: _record(f._tape, addr, f._decoder.frames(), recv)
         ws.skip(used)
         f.stats.bytes += used
-        if why == LOOK and not _look(f, x, ws, recv): return
-        if why not in (LOOK, AGAIN): return
+        if why in (ALL, FULL) or (why == LOOK and not _look(f, x, ws, recv)): return why == FULL
 
 # %% ../../nbs/feed/22_angel_one.ipynb #9329169f
 def _record(tape: FrameTape, addr: int, frames: list[tuple[int, int]], recv: int) -> None:
@@ -544,6 +566,7 @@ def _connected(f: "AngelFeed", x: _Line, ws: WebSock) -> None:
     x.connects += 1
     f.stats.resubscribes += x.connects > 1
     x.ws, x.down, x.refused, x.pinged, x.ponged, x.next_send = ws, "", None, now, now, now
+    x.left, x.dry_at = False, now
     x.outbox, x.asked, x.told, x.check_at = deque(batches(SUBSCRIBE, x.syms, f.cfg.batch_size)), {}, set(), 0.0
     x.silence.reset()
     f._by_fd[ws.fd] = x
