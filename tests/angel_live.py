@@ -15,6 +15,7 @@ from scalp_nb.feed.depth import empty_depth
 from scalp_nb.feed.instrument import Instrument, Universe
 from scalp_nb.feed.synthetic import SyntheticConfig, SyntheticSymbol, synthetic_market
 from scalp_nb.practice.angel_orders import AngelTerms, Ticket
+from scalp_nb.practice.cli import angel_settings
 from scalp_nb.practice.venue import Tape, make_tape
 from scalp_nb.trader.config import load_config
 from scalp_nb.trader.setup import RunConfig
@@ -56,15 +57,6 @@ def drawn_tape(mid: Any, lean: Any, names: Sequence[str] = (), day: date = DAY, 
     return make_tape(rows, uni)
 
 
-def environment(server: AngelServer) -> dict[str, str]:
-    "What `scalp practice angel` prints."
-    t = server.terms
-    return {"ANGEL_API_KEY": t.api_key, "ANGEL_CLIENT_CODE": t.client_code, "ANGEL_PIN": t.pin, "ANGEL_TOTP_SECRET": t.totp_secret,
-            "ANGEL_REST_URL": server.url, "ANGEL_STREAM_URL": server.stream_url, "ANGEL_UPDATES_URL": server.updates_url,
-            "ANGEL_MASTER_URL": server.master_url, "SCALP_PRACTICE_URL": f"{server.url}/practice", "SCALP_PRACTICE_TOKEN": server.token,
-            **({"ANGEL_CA_FILE": str(server.ca_file)} if server.ca_file else {})}
-
-
 @contextmanager
 def venue(tape: Tape, speed: float = 60.0, **how: Any) -> Iterator[AngelServer]:
     "A practice venue whose addresses and credentials are in the environment."
@@ -72,7 +64,7 @@ def venue(tape: Tape, speed: float = 60.0, **how: Any) -> Iterator[AngelServer]:
     kept = {k: os.environ.get(k) for k in NAMES}
     with AngelServer(tape, terms, speed, **how) as server:
         for k in NAMES: os.environ.pop(k, None)
-        os.environ.update(environment(server))
+        os.environ.update(angel_settings(server))
         try: yield server
         finally:
             for k, v in kept.items():
