@@ -33,6 +33,8 @@ from scalp_nb.feed.angel_wire import (
     AngelDecoder,
     AngelTokens,
     encode_packet,
+    never_heard,
+    set_hours,
     stream_headers,
     subscription,
 )
@@ -214,18 +216,12 @@ class AngelFeed:
         self._asks = self._texts = self._odd = 0
         self._alarmed: dict[str, int] = {}
         self._day, self._hours = -1, dict[_Kind, tuple[int, int]]()
-        wanted = self._indices(symbols) if symbols else range(len(universe))
-        shares = spread(wanted, config)
-        self._decoder.want(set(range(len(universe))) - set(wanted), False)
-        for line, share in zip(self._lines, shares, strict=True): _assign(self, line, dict.fromkeys(share, MODES[config.mode]))
+        _deal(self, _indices(self, symbols or universe.symbols))
         self._tape = FrameTape(config.raw_tape, self.name, universe) if config.raw_tape else None
 
     def __repr__(self) -> str:
         up = sum(x.ws is not None for x in self._lines)
         return f"AngelFeed({len(self.symbols)} of {len(self.universe)} symbols, {up} connections)"
-
-    def _indices(self, symbols: Iterable[str]) -> list[int]:
-        return [self._sym[s] if s in self._sym else self.universe.index(s) for s in dict.fromkeys(symbols)]
 
     @property
     def symbols(self) -> tuple[str, ...]:
@@ -283,14 +279,10 @@ class AngelFeed:
         "Stream these too, or in another mode; what is streamed already is not asked for again."
         m = MODES[mode or self.cfg.mode]
         have = {s: x for x in self._lines for s in x.syms}
-        fresh = [s for s in self._indices(symbols) if s not in have]
+        asked = _indices(self, symbols)
+        fresh = [s for s in asked if s not in have]
         check_room(len(have) + len(fresh), self.cfg)
-        changed = [s for s in self._indices(symbols) if s in have and have[s].syms[s] != m]
-        for x in self._lines:
-            other = {s: x.syms[s] for s in changed if have[s] is x}
-            _queue(x, batches(UNSUBSCRIBE, other, self.cfg.batch_size))
-            _assign(self, x, x.syms | dict.fromkeys(other, m))
-            _queue(x, batches(SUBSCRIBE, dict.fromkeys(other, m), self.cfg.batch_size))
+        for x in self._lines: _switch(self, x, {s: x.syms[s] for s in asked if have.get(s) is x and x.syms[s] != m}, m)
         self._decoder.want(fresh, True)
         _settle(self, fresh, m)
 
@@ -299,7 +291,7 @@ class AngelFeed:
         symbols: Iterable[str],  # of the universe; those not streamed are passed over
     ) -> None:
         "Stream these no more; packets on their way are dropped."
-        gone = self._indices(symbols)
+        gone = _indices(self, symbols)
         self._decoder.want(gone, False)
         for x in self._lines:
             mine = {s: x.syms[s] for s in gone if s in x.syms}
@@ -327,6 +319,17 @@ def _new_line(f: "AngelFeed", number: int) -> _Line:
     line = _Line(number, Dialer(dial, lambda ws: ws.close()), Backoff(f.cfg.first_wait_s, f.cfg.most_wait_s), SilenceWatch(f.cfg.silence_s))
     return line
 
+def _indices(f: "AngelFeed", symbols: Iterable[str]) -> list[int]:
+    "Universe indices, each once; a stranger is refused."
+    return [f._sym[s] if s in f._sym else f.universe.index(s) for s in dict.fromkeys(symbols)]
+
+def _deal(f: "AngelFeed", wanted: list[int]) -> None:
+    "The symbols of the beginning."
+    shares = spread(wanted, f.cfg)
+    f._decoder.want(set(range(len(f.universe))) - set(wanted), False)
+    for x, share in zip(f._lines, shares, strict=True): _assign(f, x, dict.fromkeys(share, MODES[f.cfg.mode]))
+
+# %% ../../nbs/feed/22_angel_one.ipynb #0bc6c445
 def _assign(f: "AngelFeed", x: _Line, syms: dict[int, int]) -> None:
     "What the line is to carry from now on."
     x.syms, x.kinds = syms, frozenset(_kind(f.universe[s]) for s in syms)
@@ -334,6 +337,12 @@ def _assign(f: "AngelFeed", x: _Line, syms: dict[int, int]) -> None:
 def _queue(x: _Line, asks: list[Ask]) -> None:
     "To be sent, if the line is up; one that comes up asks for everything anyway."
     if x.ws is not None: x.outbox.extend(asks)
+
+def _switch(f: "AngelFeed", x: _Line, other: dict[int, int], mode: int) -> None:
+    "Symbols of the line in another mode."
+    _queue(x, batches(UNSUBSCRIBE, other, f.cfg.batch_size))
+    _assign(f, x, x.syms | dict.fromkeys(other, mode))
+    _queue(x, batches(SUBSCRIBE, dict.fromkeys(other, mode), f.cfg.batch_size))
 
 def _settle(f: "AngelFeed", syms: list[int], mode: int) -> None:
     "Give new symbols to the lines with the most room, those that are in use first."
@@ -512,7 +521,7 @@ def _look_up_hours(f: "AngelFeed", now: int) -> None:
         try: s = session_for(kind[0], when, kind[1], kind[2])
         except CalendarError: continue  # closed, or nobody knows: silence is no alarm
         f._hours[kind] = (s.open_ts, s.continuous_close_ts)
-    for sym, ins in enumerate(f.universe.instruments): f._decoder.hours(sym, *f._hours.get(_kind(ins), (-1, _NEVER)))
+    for sym, ins in enumerate(f.universe.instruments): set_hours(f._decoder, sym, *f._hours.get(_kind(ins), (-1, _NEVER)))
 
 def _trading(f: "AngelFeed", x: _Line, now: int) -> bool:
     "Is any of the line's symbols in continuous trading?"
@@ -621,7 +630,7 @@ def _check_mute(f: "AngelFeed", x: _Line, now: float, trading: bool) -> None:
         x.check_at = now + f.cfg.silence_s
         return
     x.check_at = 0.0
-    names = [f.universe[s].symbol for s in f._decoder.mute(x.syms)]
+    names = [f.universe[s].symbol for s in never_heard(f._decoder, x.syms)]
     f.uncovered += tuple(s for s in names if s not in f.uncovered)
     if names: _tell(f, "uncovered", f"no tick yet of {_some(names)}: wrong token, or not traded today")
 

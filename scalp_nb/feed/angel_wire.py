@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODES', 'SIZES', 'SUBSCRIBE', 'UNSUBSCRIBE', 'decode_packet', 'ALL', 'LOOK', 'AGAIN', 'FULL', 'walk', 'take_message',
            'AngelTokens', 'stream_headers', 'subscription', 'is_index', 'encode_packet', 'hash_table',
-           'keep_latest_rows', 'AngelDecoder']
+           'keep_latest_rows', 'AngelDecoder', 'set_hours', 'never_heard']
 
 # %% ../../nbs/feed/22_angel_wire.ipynb #c97086de
 import hashlib
@@ -430,22 +430,6 @@ class AngelDecoder:
         "Something was missed: the next row of each says so."
         self._state["flags"][list(syms)] |= FLAG_GAP
 
-    def hours(
-        self,
-        sym: int,  # universe index
-        opens: int,  # continuous trading begins, ns UTC
-        closes: int,  # it ends, ns UTC
-    ) -> None:
-        "Rows from outside these hours show an auction's book."
-        self._state["opens"][sym], self._state["closes"][sym] = opens, closes
-
-    def mute(
-        self,
-        syms: Iterable[int],  # universe indices
-    ) -> list[int]:
-        "Those of which nothing has come yet."
-        return [s for s in syms if not self._state["packets"][s]]
-
     @property
     def unwanted(self) -> int: return int(self._ctx[_UNWANTED])
     @property
@@ -464,3 +448,20 @@ class AngelDecoder:
     def malformed(self) -> int: return int(self._ctx[_MALFORMED])
     @property
     def unknown(self) -> int: return int(self._ctx[_UNKNOWN])
+
+# %% ../../nbs/feed/22_angel_wire.ipynb #56990708
+def set_hours(
+    d: AngelDecoder,  # its rows
+    sym: int,  # universe index
+    opens: int,  # continuous trading begins, ns UTC
+    closes: int,  # it ends, ns UTC
+) -> None:
+    "Rows from outside these hours show an auction's book."
+    d._state["opens"][sym], d._state["closes"][sym] = opens, closes
+
+def never_heard(
+    d: AngelDecoder,  # what has come
+    syms: Iterable[int],  # universe indices
+) -> list[int]:
+    "Those of which nothing has come yet."
+    return [s for s in syms if not d._state["packets"][s]]
