@@ -68,7 +68,7 @@ class Stepped(AngelBroker):
 def ticking(step: Any) -> Iterator[None]:
     over = threading.Event()
     def run() -> None:
-        while not over.wait(0.002): step(20 * MS)
+        while not over.wait(0.002): step(100 * MS)
     t = threading.Thread(target=run, daemon=True)
     t.start()
     try: yield
@@ -78,7 +78,7 @@ def ticking(step: Any) -> Iterator[None]:
 
 
 class AngelDriver:
-    "Steers the practice venue on a stepped clock, with a line between it and the broker. The venue's limits are on: a request too many fails the test."
+    "Steers the practice venue on a stepped clock, with a line between it and the broker. The venue's limits are on: a request too many is a failure."
     universe = UNI
     faults = frozenset({"reject", "lost_ack", "disconnect", "restart", "halt"})
     cash = D(100_000)
@@ -111,6 +111,7 @@ class AngelDriver:
         assert self.server is not None
         self.broker = Stepped(UNI, config(f"http://127.0.0.1:{self.proxy.port}"), login_of(self.server.terms), self.server.api.desk.clock.now)
         self.broker.tick = self.step
+        for s in UNI.symbols: self.broker.set_band(s, D(90), D(110))   # the venue cannot quote rows that were added to its tape
         self.broker.connect(self.now)
         wait_until(lambda: self.broker.stats.events > 0)   # AB00, connected
         self.base = self.said - self.broker.stats.events
@@ -140,8 +141,8 @@ class AngelDriver:
         while calm < 3:
             assert time.monotonic() < until, f"the broker did not come to rest: {self.broker._known} {self.broker.stats}"
             calm = calm + 1 if self.quiet() else 0
-            if not calm: self.step(20 * MS)
-            time.sleep(0.002)
+            if not calm: self.step(50 * MS)
+            time.sleep(0.001)
         if not self.hold: self.proxy.modes.discard("down")
         self.step(MS)
         return self.broker.poll(self.now)
@@ -263,7 +264,7 @@ class TestAngel(BrokerConformance):
         at = venue.now
         for i in orders: b.cancel(i.id, venue.now)
         assert time.monotonic() - began < 0.1
-        wait_until(lambda: venue.broker.stats.cancels == 10 and not venue.step(20 * MS) and not b._lanes.busy)
+        wait_until(lambda: not venue.step(20 * MS) and venue.broker.stats.cancels == 10 and not b._lanes.busy)
         assert venue.now - at < 2 * S   # eight in a second
         seen.add(venue.settle())
         assert all(seen.kinds[i.id] == [K.ACK, K.CANCELED] for i in orders)

@@ -702,7 +702,7 @@ def _hear(b: AngelBroker, ws: WebSock) -> str:
             if ws.ponged < ws.pinged and ws.heard < ws.pinged: return f"no sign of life for {b.cfg.ping_s:g} s"
             ws.ping()
         try:
-            if not ws.wait(0.2) or not ws.pump(): continue
+            if not ws.wait(0.1) or not ws.pump(): continue
         except SocketError as e: return str(e)
         for m in ws.messages(): _message(b, payload(m))
     return "closed by us"

@@ -381,8 +381,8 @@ class AngelSession:
             if self.valid: return
             try: _log_in(self)
             except AngelRate:   # one login a second: somebody, perhaps we before a restart, has just logged in
-                until = self._clock() + 1_100_000_000
-                while self._clock() < until and not self._closing.wait(0.01): pass
+                until, patience = self._clock() + 1_100_000_000, time.monotonic() + 30
+                while self._clock() < until and time.monotonic() < patience and not self._closing.wait(0.01): pass
                 _log_in(self)
 
     def tokens(self) -> AngelTokens:
