@@ -24,7 +24,7 @@ from ..feed.tables import IST_NS
 from ..order.fees import FeeLedger, fees_for
 from ..order.fees import charge as charge_fee
 from ..order.types import Side, Update
-from .angel_orders import Orders, Refused, blocked, circuit, exchange_of, fill_id, funds, ins_of, ist, money, number, stamp
+from .angel_orders import Orders, Refused, blocked, circuit, exchange_of, fill_number, funds, ins_of, ist, money, number, stamp
 from .angel_orders import trading_symbol, whole
 from .angel_packets import Market
 from .venue import Desk, last_price
@@ -38,6 +38,7 @@ def _common(i: Instrument) -> dict[str, Any]:
 
 def trade_row(
     o: Orders,  # the account
+    n: int,  # its number among the account's executions
     u: Update,  # one execution
 ) -> dict[str, Any]:
     "A row of the trade book."
@@ -45,14 +46,14 @@ def trade_row(
     i = o.desk.universe[t.sym]
     return {**_common(i), "producttype": t.product, "marketlot": str(i.lot), "tradevalue": money(u.qty * u.px),
             "transactiontype": "BUY" if t.side > 0 else "SELL", "fillprice": money(u.px), "fillsize": whole(u.qty),
-            "orderid": t.id, "fillid": fill_id(o, u), "filltime": f"{ist(u.ts):%H:%M:%S}"}
+            "orderid": t.id, "fillid": fill_number(n), "filltime": f"{ist(u.ts):%H:%M:%S}"}
 
 def trade_book(
     o: Orders,  # the account
 ) -> list[dict[str, Any]] | None:  # None: no trade today
     "The trade book of the day, oldest first."
     today = trading_day("NSE", o.desk.at)
-    return [trade_row(o, u) for u in o.desk.venue.fills if trading_day("NSE", u.ts) == today] or None
+    return [trade_row(o, n, u) for n, u in enumerate(o.desk.venue.fills) if trading_day("NSE", u.ts) == today] or None
 
 # %% ../../nbs/practice/08_angel_json.ipynb #20f03f16
 def signed(
@@ -199,12 +200,11 @@ def charges_json(
     orders: list[dict[str, Any]],  # product_type, transaction_type, quantity, price, exchange, symbol_name, token
 ) -> dict[str, Any]:
     "POST estimateCharges."
-    schedule, total, bills = fees_for("angel_one", "NSE", trading_day("NSE", o.desk.at), plan=o.terms.plan), dict[str, Decimal](), []
-    worth = Decimal(0)
+    day, total, bills, worth = trading_day("NSE", o.desk.at), dict[str, Decimal](), [], Decimal(0)
     for n, x in enumerate(orders):
         qty, price = number(x, "quantity"), number(x, "price")
         if not (qty and price) or x.get("transaction_type") not in ("BUY", "SELL"): raise Refused("AB1007", "Invalid params")
-        ledger = FeeLedger(schedule)
+        ledger = FeeLedger(fees_for("angel_one", "NSE", day, "FO" if x.get("exchange") == "NFO" else "CM", o.terms.plan))
         charge_fee(ledger, str(n), Side[str(x["transaction_type"])], qty, price)
         bills.append(_bill(ledger.breakdown, qty * price))
         worth += qty * price

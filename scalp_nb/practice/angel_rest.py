@@ -21,7 +21,7 @@ from typing import Any
 from ..broker.paper import PaperConfig, open_log
 from .angel_json import candles, charges_json, master_rows, position_rows, quote_json, rms_json, trade_book
 from .angel_login import Gate, Session, bearer, check_token, end_session, login, open_gate, renew
-from .angel_orders import AngelTerms, Orders, Refused, cancel, exchange_of, find_instrument, modify, number, ok
+from .angel_orders import AngelTerms, Orders, Refused, Ticket, cancel, exchange_of, find_instrument, modify, number, ok
 from .angel_orders import open_orders, order_row, submit, trading_symbol
 from .angel_streams import Hub, make_hub
 from .faults import Fault, Schedule
@@ -69,14 +69,19 @@ def post_modify(api: Api, ask: Ask) -> Any: return ok(modify(api.orders, ask.bod
 
 def post_cancel(api: Api, ask: Ask) -> Any: return ok(cancel(api.orders, ask.body))
 
-def get_orders(api: Api, ask: Ask) -> Any: return ok([order_row(api.orders, t) for t in api.orders.tickets.values()] or None)
+def _row(api: Api, t: Ticket) -> dict[str, Any]:
+    "A row of the book; a fault gives it a status that nobody knows."
+    row = order_row(api.orders, t)
+    return {**row, "status": "held at gateway", "orderstatus": "held at gateway"} if t.open and lasting(api, "status_unknown") else row
+
+def get_orders(api: Api, ask: Ask) -> Any: return ok([_row(api, t) for t in api.orders.tickets.values()] or None)
 
 def get_trades(api: Api, ask: Ask) -> Any: return ok(trade_book(api.orders))
 
 def get_details(api: Api, ask: Ask) -> Any:
     o = api.orders
     if ask.part[0] not in o.by_uid: raise Refused("AB1013", "Order not found")
-    return ok(order_row(o, o.tickets[o.by_uid[ask.part[0]]]))
+    return ok(_row(api, o.tickets[o.by_uid[ask.part[0]]]))
 
 def get_positions(api: Api, ask: Ask) -> Any:
     late = lasting(api, "positions_lag")

@@ -72,6 +72,7 @@ _ANGEL = {
     "mute_after_rollover": _kind("span", "the tokens roll over: open market sockets answer pings and send nothing else; a new login works"),
     "login_twice": _kind("span", "somebody logs in with the same client code: older tokens are refused and their sockets are closed"),
     "ip_refused": _kind("span", "orders are refused as from an unregistered address", seconds=30.0),
+    "status_unknown": _kind("span", "open orders show a status that is on nobody's list", seconds=20.0),
 }
 CATALOGUE: Mapping[str, FaultKind] = MappingProxyType({**_EVERYWHERE, **_ANGEL})
 ALPACA_KINDS = tuple(_EVERYWHERE)

@@ -297,11 +297,11 @@ def stop_server(
 ) -> None:
     "Close every connection and the port; raises what stopped the market, if anything did."
     if server._server is None: return
+    server._client.close()   # an idle connection of our own would hold the farewell up
     server._server.should_exit = True
     server._thread.join(5)
     hang_up(server.site.desk.venue)
     server.site.close()
-    server._client.close()
     if server._folder is not None: server._folder.cleanup()
     server._server = server._client = server._folder = None
     if server.error is None: return
