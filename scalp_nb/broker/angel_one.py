@@ -187,6 +187,7 @@ class AngelBroker:
     def connect(self, ts: int) -> None:
         "Log in, read the order book, begin to watch."
         self.session.open()
+        _may_trade(self)
         _prepare(self, ts)
         _poll(self)
         if not self._up: _again(self, "orders")   # raises what was wrong
@@ -321,6 +322,16 @@ def _cancel_rejected(b: AngelBroker, client_id: str, reason: str, text: str) -> 
     b._inbox.put(Update(b._clock(), client_id, UpdateKind.CANCEL_REJECTED, reason=reason, text=text))
 
 # %% ../../nbs/broker/04_angel_one.ipynb #14f782f6
+_SEGMENTS = {"CM": {"NSE", "NSE_CM"}, "FO": {"NFO", "NSE_FO"}}
+
+def _may_trade(b: AngelBroker) -> None:
+    "Refuse an account that is not enabled for a market of the universe; a profile that does not say is believed."
+    who = b.session.profile()
+    wanted = {i.segment for i in b.universe.instruments}
+    missing = sorted(s for s in wanted if who.exchanges and not _SEGMENTS.get(s, set()) & set(who.exchanges))
+    if missing: raise BrokerError(f"Angel One account, markets {', '.join(missing)}", who.exchanges, "enabled for them", "enable them at Angel One")
+    if who.products and "INTRADAY" not in who.products: raise BrokerError("Angel One account, products", who.products, "INTRADAY")
+
 def _prepare(b: AngelBroker, ts: int) -> None:
     "Load rules and calendar before the first order needs them."
     for venue, segment in sorted({(i.venue, i.segment) for i in b.universe.instruments}):
@@ -438,19 +449,22 @@ def _ask_cancel(b: AngelBroker, k: Known) -> None:
         except (AngelAmbiguous, AngelRate) as e:
             if isinstance(e, AngelRate): _limited(b)
             last.append(e)
-            if e.reason == "unclear": raise   # a readable no: the order book decides what it means
+            if e.code == "AB1007": raise   # a readable no, most often because the order has ended
             raise Transient(e.text) from e
     try: again(once, b.cfg.attempts)
     except Transient: raise last[-1] from None
+
+_PASSING = ("no_line", "rate_limited", "rate_budget", "session")  # no word about the order
 
 def _not_cancelled(b: AngelBroker, k: Known, e: AngelError) -> None:
     "A refused cancel: the order has ended, or it has not and the refusal means something else; the order book tells which."
     _audit(b, "not cancelled", tag=k.client_id, reason=e.reason, code=e.code, text=e.text)
     if isinstance(e, AngelIp): _halt(b, e)
-    if e.reason in ("no_answer", "gateway", "no_line", AngelRate.reason, "rate_budget", "session"):
+    if e.code == "AB1007" or not (e.ambiguous or e.reason in _PASSING):
+        _cancel_rejected(b, k.client_id, "not_cancelable" if e.code in ("AB1007", "AB1013") else e.reason, e.text)
+    else:
         _no_answer(b, k.client_id, f"cancel: {e.text}")
         with b._lock: k.cancels += e.ambiguous
-    else: _cancel_rejected(b, k.client_id, "not_cancelable" if e.reason in ("not_found", "unclear") else e.reason, e.text)
     _ring(b, k.client_id)
 
 # %% ../../nbs/broker/04_angel_one.ipynb #3ec1f011
@@ -680,7 +694,7 @@ def _listen(b: AngelBroker) -> None:
             wait = b.cfg.most_wait_s if isinstance(e, UpgradeRefused) and e.status in (401, 403, 429) else backoff.next()
             if str(e) != said: _tell(b, "warning", f"order socket: {e}; asking again in {wait:.1f} s, the order book is read meanwhile")
             said = str(e)
-            b._closing.wait(wait)
+            _rest(b, wait)
             continue
         backoff.reset()
         b._stream_up, said = True, ""
@@ -693,6 +707,12 @@ def _listen(b: AngelBroker) -> None:
         _tell(b, "warning", f"order socket: {why}; the order book is read meanwhile")
         b._closing.wait(backoff.next())
 
+
+def _rest(b: AngelBroker, seconds: float) -> None:
+    "Wait before the next attempt, or until there is a new login."
+    was, until = b.session._tokens, time.monotonic() + seconds
+    while time.monotonic() < until and b.session._tokens is was and not b._closing.wait(0.1): pass
+
 # %% ../../nbs/broker/04_angel_one.ipynb #d9d7cb5e
 def _hear(b: AngelBroker, ws: WebSock) -> str:
     "Read hints until the socket ends; why it did."
@@ -702,7 +722,7 @@ def _hear(b: AngelBroker, ws: WebSock) -> str:
             if ws.ponged < ws.pinged and ws.heard < ws.pinged: return f"no sign of life for {b.cfg.ping_s:g} s"
             ws.ping()
         try:
-            if not ws.wait(0.2) or not ws.pump(): continue
+            if not ws.wait(0.1) or not ws.pump(): continue
         except SocketError as e: return str(e)
         for m in ws.messages(): _message(b, payload(m))
     return "closed by us"

@@ -381,8 +381,8 @@ class AngelSession:
             if self.valid: return
             try: _log_in(self)
             except AngelRate:   # one login a second: somebody, perhaps we before a restart, has just logged in
-                until = self._clock() + 1_100_000_000
-                while self._clock() < until and not self._closing.wait(0.01): pass
+                until, patience = self._clock() + 1_100_000_000, time.monotonic() + 30
+                while self._clock() < until and time.monotonic() < patience and not self._closing.wait(0.01): pass
                 _log_in(self)
 
     def tokens(self) -> AngelTokens:
@@ -396,6 +396,10 @@ class AngelSession:
         "Call a method of the SDK; its data, or AngelError. With `repeat`, once more after the session was renewed."
         return _authorised(self, name, args, repeat)
 
+    def profile(self) -> "Profile":
+        "Who is logged in, and for which markets."
+        return read_profile(self.ask("getProfile", self._client.refresh_token))
+
     def close(self) -> None:
         "Log out and let go; a logout that fails is noted."
         self._closing.set()
@@ -408,15 +412,14 @@ class AngelSession:
         self._line.close()
 
 # %% ../../nbs/broker/04_angel_sdk.ipynb #574fae8d
-def _hide(s: AngelSession) -> Callable[[str], str]:
-    "Takes this account's secrets out of a text."
+def _hide(s: AngelSession, text: str) -> str:
+    "A text without this account's secrets."
     t = s._tokens
     known = [s._login.api_key, s._login.client_code, s._login.pin, s._login.totp_secret, *((t.jwt, t.feed_token) if t else ())]
     known += [x for x in (s._client.refresh_token, s._client.access_token) if x]
-    form = re.compile("|".join(rf"(?<!\w){re.escape(x)}(?!\w)" for x in sorted(known, key=len, reverse=True)))
-    return lambda text: form.sub("***", text)
+    return re.sub("|".join(rf"(?<!\w){re.escape(x)}(?!\w)" for x in sorted(known, key=len, reverse=True)), "***", text)
 
-def _call(s: AngelSession, name: str, args: tuple[Any, ...], first: bool = False) -> Any:
+def _call(s: AngelSession, name: str, args: tuple[Any, ...]) -> Any:
     "One method of the SDK, judged by the answers it got."
     s._line.heard()
     s.requests += 1
@@ -425,7 +428,7 @@ def _call(s: AngelSession, name: str, args: tuple[Any, ...], first: bool = False
     except Exception as e: why = type(e).__name__   # what the SDK makes of an answer is not what we go by
     heard = s._line.heard()
     if not heard: raise AngelAmbiguous(f"Angel One: {name} asked nothing ({why})", reason="sdk")
-    return judge((heard[0] if first else heard[-1]).answer, _hide(s))
+    return judge(heard[-1].answer, functools.partial(_hide, s))
 
 # %% ../../nbs/broker/04_angel_sdk.ipynb #97a10151
 def _log_in(s: AngelSession) -> None:
@@ -442,7 +445,7 @@ def _log_in(s: AngelSession) -> None:
     heard = s._line.heard()
     if not heard: raise AngelOffline(f"Angel One: the login was not sent ({why})", reason="sdk")
     s.lead = clock_lead(heard[0])
-    try: d = judge(heard[0].answer, _hide(s))
+    try: d = judge(heard[0].answer, functools.partial(_hide, s))
     except AngelError as e: raise _after_refusal(s, e) from None
     _accept(s, client, d, heard[1:])
 

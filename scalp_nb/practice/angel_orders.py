@@ -7,7 +7,8 @@ __all__ = ['DONE', 'RECEIVED', 'VALIDATING', 'OPENING', 'AMO', 'CODES', 'Told', 
            'ins_of', 'trading_symbol', 'exchange_of', 'circuit', 'rules_of', 'ist', 'stamp', 'money', 'whole',
            'order_row', 'save', 'become', 'number', 'find_instrument', 'read_order', 'net_qty', 'blocked', 'funds',
            'rms', 'exchange_says', 'session_now', 'submit', 'hear', 'follow', 'fill_id', 'fill_number', 'count', 'find',
-           'working', 'cancel', 'modify', 'first_ltp', 'master_ticks', 'open_orders', 'attach']
+           'working', 'cancel', 'modify', 'plan_day', 'end_stops', 'square_off', 'first_ltp', 'master_ticks',
+           'open_orders', 'attach']
 
 # %% ../../nbs/practice/08_angel_orders.ipynb #df044c04
 import datetime as dt
@@ -51,6 +52,7 @@ class AngelTerms(BaseModel):
     static_ip_ok: bool = True                                    # False: orders are refused with AG7002
     market_orders: Literal["refuse", "convert"] = "refuse"       # convert: into a limit 0.5 % from the last price
     ioc: bool = False
+    square_off: dt.time | None = None                            # Indian time at which the broker closes intraday positions; None: never
     not_shortable: frozenset[str] = frozenset()
     surveillance: frozenset[str] = frozenset()                   # scrips that want scripconsent
     single_session: bool = False                                 # a login ends the sessions before it
@@ -655,6 +657,52 @@ def _carry_change(o: Orders, t: Ticket) -> None:
     t.change = None
     save(o, t)
 
+# %% ../../nbs/practice/08_angel_orders.ipynb #6261c8b8
+def plan_day(
+    o: Orders,  # all orders
+) -> None:
+    "Set the timers of the tape's days."
+    for session in o.desk.tape.sessions:
+        for segment, derivatives in {(i.segment, i.derivatives) for i in o.desk.universe.instruments}:
+            s = session_for(session.venue, session.day, segment, derivatives)
+            if s.continuous_close_ts < s.close_ts: _at(o, s.continuous_close_ts, _ender(o, derivatives))
+        if o.terms.square_off is not None:
+            at = dt.datetime.combine(session.day, o.terms.square_off, dt.UTC)
+            _at(o, int(at.timestamp()) * 10**9 - IST_NS, lambda: square_off(o))
+
+def _at(o: Orders, ts: int, do: Callable[[], None]) -> None:
+    def go(ts: int) -> None:
+        if not o.dead: do()
+    if ts > o.desk.at: at_time(o.desk, ts, go)
+
+def _ender(o: Orders, derivatives: bool) -> Callable[[], None]: return lambda: end_stops(o, derivatives)
+
+def end_stops(
+    o: Orders,  # all orders
+    derivatives: bool,  # of which instruments
+) -> None:
+    "The closing auction takes no stop orders."
+    for t in [t for t in o.tickets.values() if t.open and t.armed and o.desk.universe[t.sym].derivatives == derivatives]:
+        t.text = "EXCH: stop orders end with continuous trading"
+        withdraw(o.desk, t.piece)
+
+def square_off(
+    o: Orders,  # all orders
+) -> None:
+    "The broker closes every intraday position."
+    for (sym, product), p in [*o.held.items()]:
+        if product != "INTRADAY" or not p.qty: continue
+        for t in [t for t in o.tickets.values() if t.open and t.sym == sym and t.product == product]:
+            t.text = "RMS: square off"
+            if working(o, t): withdraw(o.desk, t.piece)
+            else: _end(o, t, "cancelled")
+        side, (lo, hi), (id, uid) = -1 if p.qty > 0 else 1, circuit(o, sym), _ids(o)
+        new = Ticket(id, uid, "", o.desk.universe[sym].symbol, sym, side, "NORMAL", "LIMIT", product, "DAY", hi if side > 0 else lo, Decimal(0),
+                     abs(p.qty), Decimal(0), o.desk.at, updated=o.desk.at, text="RMS: square off")
+        o.tickets[id], o.by_uid[uid] = new, id
+        note(o.desk, "square_off", id=id, symbol=new.symbol, qty=str(p.qty))
+        _after(o, id, _validate)
+
 # %% ../../nbs/practice/08_angel_orders.ipynb #5c85a4dc
 def first_ltp(
     desk: Desk,  # whose tape
@@ -693,6 +741,7 @@ def open_orders(
     attach(o)
     for t in o.tickets.values():
         if t.open: _resume(o, t)
+    plan_day(o)
     return o
 
 def attach(
