@@ -8,12 +8,12 @@ from decimal import Decimal
 from typing import Any
 
 import numpy as np
-from scalp_nb.practice.angel_one import AngelServer
 
 from scalp_nb.feed.calendar import session_for
 from scalp_nb.feed.depth import empty_depth
 from scalp_nb.feed.instrument import Instrument, Universe
 from scalp_nb.feed.synthetic import SyntheticConfig, SyntheticSymbol, synthetic_market
+from scalp_nb.practice.angel_one import AngelServer
 from scalp_nb.practice.angel_orders import AngelTerms, Ticket
 from scalp_nb.practice.cli import angel_settings
 from scalp_nb.practice.venue import Tape, make_tape

@@ -401,7 +401,8 @@ def _streamed_angel(cfg: RunConfig, uni: Universe) -> str:
     from scalp_nb.feed.angel_one import AngelFeedConfig
     f = AngelFeedConfig(**cfg.venue.angel.feed)
     most = f.connections * f.tokens_a_connection
-    if len(uni) > most: raise ConfigError("symbols of the universe", len(uni), f"at most {most}: {f.connections} connections of {f.tokens_a_connection}")
+    allowed = f"at most {most}: {f.connections} connections of {f.tokens_a_connection}"
+    if len(uni) > most: raise ConfigError("symbols of the universe", len(uni), allowed)
     return f"all {len(uni)} symbols, five levels and whole-book totals; at most {most}"
 
 def seen_market(

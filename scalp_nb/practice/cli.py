@@ -122,6 +122,11 @@ def _announce(who: str, server: Any, exports: dict[str, str]) -> None:
     wait_for_signal()
 
 # %% ../../nbs/practice/10_cli.ipynb #ad91a11d
+def _start(tape: Tape, before_s: float) -> int | None:
+    "The venue's time at the start; None: the first row."
+    return int(tape.rows["ts"][0]) - int(before_s * 1e9) if before_s else None
+
+# %% ../../nbs/practice/10_cli.ipynb #486efcf3
 @app.command()
 def angel(
     recording: Annotated[Path | None, typer.Option(help="Depth recording to play, for instance the one in data/.")] = None,
@@ -138,11 +143,12 @@ def angel(
     partial: Annotated[float, typer.Option(help="Chance that a fill is partial.")] = 0.1,
     plan: Annotated[str, typer.Option(help="Brokerage plan, a name of order/tables/fees.csv.")] = "standard",
     state: Annotated[Path | None, typer.Option(help="Folder of the venue's memory; without it a restart forgets.")] = None,
+    before: Annotated[float, typer.Option(help="Seconds of the venue's clock before the first row: who starts early waits for the open.")] = 0.0,
 ) -> None:
     "Serve Angel One's REST and websockets on this machine. Ctrl-C ends it."
     from scalp_nb.practice.angel_one import AngelServer, AngelTerms
     tape = choose_nse(recording, day, symbols, seconds, cadence_ms, seed)
     script = choose_script(faults, seed, tape, ANGEL_KINDS)
     terms = AngelTerms(cash=Decimal(str(cash)), seed=seed, partial_prob=partial, plan=plan)
-    with AngelServer(tape, terms, speed, port, state, script=script, seed=seed, tls=tls) as server:
+    with AngelServer(tape, terms, speed, port, state, _start(tape, before), script, seed, tls) as server:
         _announce("Angel One", server, angel_settings(server))

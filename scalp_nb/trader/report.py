@@ -497,7 +497,7 @@ def assumptions(
         "rules": f"{terms}, dated {day}" + (f" (the data are of {run.begin['day']})" if day != run.begin["day"] else ""),
         "currency": CURRENCY.get(terms, "unknown"), "data_day": run.begin["day"],
         "data": str(cfg["data"]["recording"] or "the venue's stream, recorded in the run's folder"),
-        "data_hash": prov.get("data_hash"),
+        "data_hash": prov.get("data_hash") or "none: the market was live",
         "rows_hash": run.begin.get("content"), **_rule(run),
         "parameter_hash": prov.get("config_hash"), "code": _code(prov),
         "promoted_set": record_text(run.begin.get("promoted")),
