@@ -96,7 +96,7 @@ def config_of(seed: int, tape: Tape, **over: Any) -> RunConfig:
         "health.max_lag_ms": 20_000, "health.stale_ms": STALE_MS, "health.connection_stale_ms": STALE_MS, "session.drain_timeout_s": 300.0,
         "session.reconcile_s": 30.0,
         "venue.alpaca.account": {"connect_timeout_s": READ_S, "read_timeout_s": READ_S, "settle_s": 0.6, "reconcile_s": 0.09, "position_lag_s": 10.0,
-                                 "per_minute": 10_000, "reserve": 5_000,
+                                 "per_minute": 10_000, "reserve": 5_000, "rest_s": 0.05,
                                  "ping_s": 0.5, "stream_timeout_s": 1.0, "first_wait_s": 0.02, "most_wait_s": 0.1},
         "venue.alpaca.feed": {"batch_gap_s": 0.0, "connect_timeout_s": 1.0, "silence_s": 0.15, "ping_s": 0.5, "first_wait_s": 0.02,
                               "most_wait_s": 0.1, "busy_wait_s": 0.05, "poll_delay_s": 0.0}, **over})
@@ -122,7 +122,7 @@ class Stepper:
 
     def turn(self) -> None:
         "The trader looks at its feed: time passes, slowly while it waits for the broker."
-        self.step(BUSY_S if self.broker is not None and self.broker._lanes.busy else CALM_S)
+        self.step(BUSY_S if self.broker is not None and self.broker.busy else CALM_S)
 
     def watch(self) -> None:
         "The trader itself waits: time passes all the same."

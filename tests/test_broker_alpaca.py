@@ -157,7 +157,7 @@ class AlpacaDriver:
 
     def quiet(self) -> bool:
         heard = "lost_ack" in self.proxy.modes or self.broker.stats.events + self.base >= self.said
-        return not self.broker._lanes.busy and heard
+        return not self.broker.busy and heard
 
     def settle(self) -> list[Update]:
         until = time.monotonic() + 10
