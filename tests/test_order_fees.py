@@ -11,10 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalp_nb.feed.errors import ConfigError, RuleError
-from scalp_nb.order.fees import FeeLedger, FeeSchedule, break_even_win_rate, fees_for, order_fee, round_trip_bps
+from scalp_nb.order.fees import (
+    FeeLedger,
+    FeeSchedule,
+    break_even_win_rate,
+    charge,
+    charges_agree,
+    disagreements,
+    fees_for,
+    order_fee,
+    round_trip_bps,
+)
 from scalp_nb.order.rules import table_rows
 from scalp_nb.order.types import Fill, Purpose, Side
 
+THEIRS = {"Angel One Brokerage": "brokerage", "Exchange Transaction Charges": "transaction", "Stamp Duty": "stamp", "SEBI Fees": "sebi",
+          "IPFT charges": "ipft", "Security Transaction Tax": "stt", "GST": "gst"}  # in the order of the fact sheet
 ANGEL = fees_for("angel_one", "NSE", date(2026, 11, 20))
 FO = fees_for("angel_one", "NSE", date(2026, 11, 20), "FO")
 ALPACA = fees_for("alpaca", "US", date(2026, 9, 15))  # SEC, TAF and CAT all charge
@@ -146,6 +158,15 @@ def test_plans_differ() -> None:
     v = Decimal(1_000_000)
     cap30 = fees_for("angel_one", "NSE", date(2026, 11, 20), plan="cap30")
     assert order_fee(cap30, Side.BUY, v, v) - order_fee(ANGEL, Side.BUY, v, v) == Decimal("11.80")
+    flat, share = (fees_for("angel_one", "NSE", date(2026, 11, 20), plan=p) for p in ("flat20", "pct003"))
+    for value, fixed, part in ((100, "20", "0.03"), (10_000, "20", "3"), (66_666, "20", "19.9998"), (1_000_000, "20", "20")):
+        for s, b in ((flat, fixed), (share, part)):
+            ledger = FeeLedger(s)
+            ledger.charge(fill(1, Side.BUY, Decimal(1), Decimal(value)))
+            assert ledger.breakdown["brokerage"] == Decimal(b)
+    fo = fees_for("angel_one", "NSE", date(2026, 11, 20), "FO", "flat20")
+    assert order_fee(fo, Side.BUY, v, v) - order_fee(FO, Side.BUY, v, v) == 0
+    with pytest.raises(RuleError, match="cap30, flat20, pct003, standard"): fees_for("angel_one", "NSE", date(2026, 11, 20), plan="gold")
 
 
 def test_refusals() -> None:
@@ -164,3 +185,22 @@ def test_break_even() -> None:
     assert break_even_win_rate(0.0025, 0.01, 0.002) == pytest.approx(0.36) and break_even_win_rate(0.0025, 0.01, 0.0) == pytest.approx(0.2)
     for bad in ((0.0, 0.01, 0.0), (0.01, float("nan"), 0.0), (0.01, 0.01, -1.0)):
         with pytest.raises(ConfigError, match="break-even"): break_even_win_rate(*bad)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([Side.BUY, Side.SELL]), st.integers(1, 3000), st.integers(100, 500_000)), min_size=1, max_size=4),
+       st.sampled_from(["standard", "cap30", "flat20", "pct003"]), st.sampled_from(sorted(THEIRS)), st.integers(2, 500))
+def test_a_charge_that_is_off_is_named(legs: list[tuple[Side, int, int]], plan: str, off: str, paise: int) -> None:
+    orders = [(s, Decimal(q), Decimal(p) / 100) for s, q, p in legs]
+    ledger = FeeLedger(fees_for("angel_one", "NSE", date(2026, 11, 20), plan=plan))
+    for i, (s, q, p) in enumerate(orders): charge(ledger, str(i), s, q, p)
+    paid = {theirs: round(ledger.breakdown.get(ours, Decimal(0)), 2) for theirs, ours in THEIRS.items()}
+
+    def answer(amounts: dict[str, Decimal]) -> dict[str, object]:
+        parts = [{"name": n, "amount": float(a), "msg": "", "breakup": None} for n, a in amounts.items()]
+        tree = [parts[0], {"name": "External Charges", "amount": 1e9, "breakup": parts[1:4]}, {"name": "Taxes", "amount": 1e9, "breakup": parts[4:]}]
+        return {"status": "true", "data": {"summary": {"total_charges": float(sum(amounts.values())), "breakup": tree}}}
+
+    assert disagreements(charges_agree(answer(paid), orders, plan, date(2026, 11, 20))) == ()
+    wrong = answer(paid | {off: paid[off] + Decimal(paise) / 100})
+    assert THEIRS[off] in {t.split(":")[0] for t in disagreements(charges_agree(wrong, orders, plan, date(2026, 11, 20)))}

@@ -12,7 +12,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -27,7 +27,7 @@ from .alpaca_models import DUPLICATE, AlpacaOrder, Asset, FillActivity, TradeEve
 from .alpaca_models import fill_update, flatten, order_body, precheck, read_account, read_asset, read_event, read_fill
 from .alpaca_models import read_order, read_position, refusal, state_of, status_update
 from .base import BrokerCaps, BrokerError, BrokerState
-from .httpcalls import Answer, Inbox, Lanes
+from .httpcalls import Answer, Inbox, Lanes, beside, json_of, never_sent, tame
 from .retry import Budget, Transient, again, wait_for
 from ..feed.alpaca_rest import retry_after, rfc3339
 from ..feed.alpaca_wire import time_ns
@@ -96,14 +96,9 @@ def check_keys(
 # %% ../../nbs/broker/03_alpaca.ipynb #32a613f6
 def _pooled(client: Any, cfg: AlpacaConfig) -> None:
     "Time-outs, a pool, no retries."
-    from requests.adapters import HTTPAdapter
-    from requests.utils import get_environ_proxies
-    session, url = client._session, base_url(cfg)
+    session = client._session
     client._retry, client._retry_codes = 0, []
-    session.mount(url, HTTPAdapter(pool_connections=1, pool_maxsize=cfg.workers + LOOKS + 6, max_retries=0))
-    merged = session.merge_environment_settings(url, {}, None, None, None)
-    session.proxies, session.verify = get_environ_proxies(url), merged["verify"]
-    session.trust_env = False
+    tame(session, base_url(cfg), cfg.workers + LOOKS + 6)
     session.request = functools.partial(session.request, timeout=(cfg.connect_timeout_s, cfg.read_timeout_s))
 
 def make_client(
@@ -118,18 +113,6 @@ def make_client(
     return client
 
 # %% ../../nbs/broker/03_alpaca.ipynb #11d46b7f
-def _never_sent(e: BaseException) -> bool:
-    "Did the request surely not leave?"
-    from requests.exceptions import ConnectTimeout
-    from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
-    if isinstance(e, ConnectTimeout): return True
-    reason = getattr(e.args[0] if e.args else None, "reason", None)
-    return isinstance(reason, (NewConnectionError, ConnectTimeoutError))
-
-def _body(text: str) -> Any:
-    try: return orjson.loads(text) if text else None
-    except orjson.JSONDecodeError: return None
-
 def ask(
     client: Any,  # from `make_client`
     method: str,  # get, post or delete
@@ -143,10 +126,10 @@ def ask(
     except APIError as e:
         r = e.response
         if r is None: return Answer(0, None, "APIError")
-        return Answer(r.status_code, _body(r.text), r.text[:200], True, {k.lower(): v for k, v in r.headers.items()})
+        return Answer(r.status_code, json_of(r.text), r.text[:200], True, {k.lower(): v for k, v in r.headers.items()})
     except RequestException as e:
         # a body that is no JSON is a RequestException, too: the answer came, and proves nothing
-        return Answer(0, None, type(e).__name__, not _never_sent(e))
+        return Answer(0, None, type(e).__name__, not never_sent(e))
     except ValueError as e: return Answer(0, None, type(e).__name__)
     return Answer(204 if body is None else 200, body)
 
@@ -210,7 +193,7 @@ def _wait_stream(ws: WebSock, stream: str, timeout_s: float) -> None:
     while (left := until - time.monotonic()) > 0:
         if not ws.wait(left) or not ws.pump(): continue
         for m in ws.messages():
-            d = _body(payload(m).decode("utf-8", "replace"))
+            d = json_of(payload(m))
             if not isinstance(d, dict) or d.get("stream") != stream: continue
             status = d.get("data", {}).get("status")
             if stream == "authorization" and status != "authorized":
@@ -534,7 +517,7 @@ def _cancel(b: "AlpacaBroker", client_id: str) -> None:
 def _cancel_rejected(b: "AlpacaBroker", client_id: str, reason: str, text: str) -> None:
     b._inbox.put(Update(b._clock(), client_id, UpdateKind.CANCEL_REJECTED, reason=reason, text=text))
 
-# %% ../../nbs/broker/03_alpaca.ipynb #dd92c199
+# %% ../../nbs/broker/03_alpaca.ipynb #351da881
 def _look(b: "AlpacaBroker", client_id: str) -> None:
     "Ask what became of an order, unless that is going to be asked anyway."
     with b._lock:
@@ -542,7 +525,7 @@ def _look(b: "AlpacaBroker", client_id: str) -> None:
         b._asked.add(client_id)
     b._looks.put(("look", client_id), _query, b, client_id)
 
-# %% ../../nbs/broker/03_alpaca.ipynb #1a57d913
+# %% ../../nbs/broker/03_alpaca.ipynb #e2c8f410
 def _query(b: "AlpacaBroker", client_id: str) -> None:
     "What became of an order: its executions, then its state. Absence is believed only after the submit had time to arrive."
     with b._lock: b._asked.discard(client_id)   # whoever asks from now on wants newer evidence than this
@@ -679,21 +662,12 @@ def _orders(b: "AlpacaBroker", status: str, after: int) -> list[AlpacaOrder]:
 def _read_all(b: "AlpacaBroker", ts: int) -> tuple[Any, Any, list[AlpacaOrder], list[AlpacaOrder], list[FillActivity]]:
     "The five parts of a picture, at once."
     start = day_start(ts)
-    jobs = (_beside(_get, b, "/account", None, "account"), _beside(_get, b, "/positions", None, "positions"), _beside(_orders, b, "open", 0),
-            _beside(_orders, b, "all", start), _beside(executions, b, start))
+    jobs = (beside(_get, b, "/account", None, "account"), beside(_get, b, "/positions", None, "positions"), beside(_orders, b, "open", 0),
+            beside(_orders, b, "all", start), beside(executions, b, start))
     a, p, o, d, f = [j.result() for j in jobs]
     return a, p, o, d, f
 
 # %% ../../nbs/broker/03_alpaca.ipynb #083440f9
-def _beside(fn: Callable[..., Any], *args: Any) -> "Future[Any]":
-    "Run on a thread of its own: a picture may itself be taken on one of the pool's."
-    out: Future[Any] = Future()
-    def run() -> None:
-        try: out.set_result(fn(*args))
-        except Exception as e: out.set_exception(e)  # raised again where the result is taken
-    threading.Thread(target=run, name="scalp-picture", daemon=True).start()
-    return out
-
 def _inherit(b: "AlpacaBroker", o: AlpacaOrder) -> None:
     "An order of an earlier process: the picture tells the trader where it stands, the stream goes on from there."
     with b._lock:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Channel', 'STREAMS', 'STREAM_URL', 'BAR_CHANNELS', 'AlpacaFeedConfig', 'channels_of', 'limit_of', 'Batch', 'plan',
-           'FeedRefused', 'FeedBusy', 'stream_error', 'url_of', 'parse', 'expect', 'log_in', 'BarMemory',
-           'status_effect', 'capabilities_of', 'AlpacaFeed']
+           'stream_error', 'url_of', 'parse', 'expect', 'log_in', 'BarMemory', 'status_effect', 'capabilities_of',
+           'AlpacaFeed']
 
 # %% ../../nbs/feed/21_alpaca.ipynb #8ab63d0a
 import functools
@@ -28,7 +28,7 @@ from .bars import BAR, BAR_UPDATED, MINUTE, Bars
 from .calendar import CalendarError, session_for, trading_day
 from .depth import FLAG_HALT, Rows
 from .instrument import Capabilities, Universe
-from .live import Backoff, Dialer, FeedStats, FrameTape, LinkNews, SilenceWatch
+from .live import Backoff, Dialer, FeedBusy, FeedRefused, FeedStats, FrameTape, LinkNews, SilenceWatch
 from .packet import FeedError
 from .websock import BINARY, Message, SocketError, WebSock, open_socket, payload
 
@@ -94,12 +94,6 @@ def plan(
     return out
 
 # %% ../../nbs/feed/21_alpaca.ipynb #4bb6cdf2
-class FeedRefused(FeedError):
-    "The stream refused us, and waiting will not help."
-
-class FeedBusy(FeedError):
-    "The one connection the plan allows is taken."
-
 _KEYS = "the keys are wrong or expired: make new ones in the dashboard and set APCA_API_KEY_ID and APCA_API_SECRET_KEY"
 _FATAL = {401: "not authenticated", 402: _KEYS,
           409: "the plan does not include this stream: use source iex, or Algo Trader Plus for sip", 411: "the keys lack the right to market data"}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEXT', 'BINARY', 'CLOSE', 'PING', 'PONG', 'MAX_MESSAGE', 'Message', 'SocketError', 'accept_key', 'client_frame',
-           'check_upgrade', 'WebSock', 'payload', 'open_socket']
+           'UpgradeRefused', 'check_upgrade', 'tls_context', 'TlsLine', 'WebSock', 'payload', 'open_socket']
 
 # %% ../../nbs/feed/19_websock.ipynb #3b90bdaa
 import base64
@@ -17,6 +17,7 @@ import ssl
 import struct
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -66,6 +67,18 @@ def _request(host: str, port: int, path: str, key: str, headers: Mapping[str, st
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 # %% ../../nbs/feed/19_websock.ipynb #511ea211
+class UpgradeRefused(SocketError):
+    "The server answered the handshake with another status than 101."
+    def __init__(
+        self,
+        line: str,  # its status line
+        status: int,  # HTTP status; 0 where there is none
+        fields: Mapping[str, str],  # header fields, lower case
+    ) -> None:
+        super().__init__("websocket handshake", line[:80], "HTTP/1.1 101", "429: wait; 401: keys; 404: path")
+        self.status, self.fields = status, dict(fields)
+
+# %% ../../nbs/feed/19_websock.ipynb #c0e1eb4f
 def check_upgrade(
     head: bytes,  # the server's answer up to and including the blank line
     key: str,  # our Sec-WebSocket-Key
@@ -73,10 +86,107 @@ def check_upgrade(
     "Refuse an answer that is not the agreed switch of protocols."
     lines = head.decode("latin-1").split("\r\n")
     fields = {k.strip().lower(): v.strip() for k, _, v in (x.partition(":") for x in lines[1:])}
-    status = lines[0].split(" ", 2)[1:2]
-    if status != ["101"]: raise SocketError("websocket handshake", lines[0][:80], "HTTP/1.1 101", "429: wait; 401: keys; 404: path")
+    status = "".join(lines[0].split(" ", 2)[1:2])
+    if status != "101": raise UpgradeRefused(lines[0], int(status) if status.isdecimal() else 0, fields)
     if fields.get("sec-websocket-accept") != accept_key(key): raise SocketError("websocket handshake: accept key", fields.get("sec-websocket-accept"))
     if fields.get("sec-websocket-extensions"): raise SocketError("websocket extension", fields["sec-websocket-extensions"], "none: none was offered")
+
+# %% ../../nbs/feed/19_websock.ipynb #9e9f2b08
+def tls_context(
+    ca_file: Path | None = None,  # PEM of the authority to trust instead of the system's
+) -> ssl.SSLContext:  # verifies certificate and host name
+    "How we speak TLS: verified, always."
+    try: return ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as e:
+        raise SocketError(f"certificate file {ca_file} ({type(e).__name__})", next_step="give a readable PEM of the authority that signed") from e
+
+# %% ../../nbs/feed/19_websock.ipynb #90309a3b
+class TlsLine:
+    "A TLS client over a connected socket, as WebSock reads and writes one."
+    def __init__(
+        self,
+        sock: socket.socket,  # connected
+        context: ssl.SSLContext,  # from `tls_context`
+        host: str,  # name the certificate must carry
+    ) -> None:
+        self._sock, self._incoming, self._outgoing = sock, ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+        self._raw, self._unsent = memoryview(bytearray(1 << 18)), bytearray()
+        self._more = self._over = False  # more lies here than was taken; the server has ended
+        self._broken: OSError | None = None  # why there will be no more
+
+    def handshake(self) -> None:
+        "Shake hands on a blocking socket; raises OSError."
+        while True:
+            try: return self._tls.do_handshake()
+            except ssl.SSLWantReadError: pass
+            finally: self._sock.sendall(self._outgoing.read())
+            n = self._sock.recv_into(self._raw)
+            if not n: raise ConnectionResetError("closed during the TLS handshake")
+            self._incoming.write(self._raw[:n])
+
+    def recv_into(self, view: memoryview) -> int:
+        "Decrypt all that has arrived and fits; 0: the server has ended. Raises BlockingIOError when there is nothing."
+        got, n = _open_records(self, view, 0), len(self._raw)
+        while got < len(view) and n == len(self._raw) and not self._over:
+            try: n = self._sock.recv_into(self._raw)
+            except BlockingIOError: break
+            except OSError as e: n, self._broken = 0, e
+            self._over |= n == 0
+            self._incoming.write(self._raw[:n])
+            got = _open_records(self, view, got)
+        self._more = got == len(view) or self._over
+        if self._unsent or self._outgoing.pending: _send_records(self)
+        if got: return got
+        if self._broken is not None: raise self._broken
+        if not self._over: raise BlockingIOError("nothing yet")
+        return 0
+
+    def send(self, data: bytes | bytearray) -> int:
+        "Encrypt and send; what the socket refuses goes with the next call or receipt."
+        _send_records(self)
+        if self._unsent: raise BlockingIOError("socket full")
+        n = self._tls.write(data)
+        _send_records(self)
+        return n
+
+    def sendall(self, data: bytes) -> None:
+        "Encrypt and send on a blocking socket."
+        self._tls.write(data)
+        self._sock.sendall(self._outgoing.read())
+
+    def recv(self, n: int) -> bytes:
+        "Receive on a blocking socket."
+        part = bytearray(n)
+        while True:
+            try: return bytes(part[:self.recv_into(memoryview(part))])
+            except BlockingIOError: pass  # records that were not for us: session tickets
+
+    def pending(self) -> int: return int(self._more)
+    def fileno(self) -> int: return self._sock.fileno()
+    def setblocking(self, flag: bool) -> None: self._sock.setblocking(flag)
+    def close(self) -> None: self._sock.close()
+
+# %% ../../nbs/feed/19_websock.ipynb #5dbbdf50
+def _open_records(line: "TlsLine", view: memoryview, got: int) -> int:
+    "Decrypt into `view` from `got` on; where the plain text now ends."
+    tls, incoming, room = line._tls, line._incoming, len(view)
+    while got < room and (incoming.pending or tls.pending()):
+        try: n = int(tls.read(room - got, view[got:]))  # type: ignore[call-overload]
+        except ssl.SSLWantReadError: break  # half a record
+        except ssl.SSLError as e: n, line._broken = 0, e
+        got += n
+        if not n:
+            line._over = True
+            break
+    return got
+
+def _send_records(line: "TlsLine") -> None:
+    line._unsent += line._outgoing.read()
+    while line._unsent:
+        try: n = line._sock.send(line._unsent)
+        except BlockingIOError: return
+        del line._unsent[:n]
 
 # %% ../../nbs/feed/19_websock.ipynb #bef432c4
 Message = tuple[int, int, int]  # opcode, address, length
@@ -99,7 +209,7 @@ class WebSock:
     ) -> None:
         self.sock, self.fd, self.ended = sock, int(sock.fileno()), ""
         self.heard = self.pinged = self.ponged = time.monotonic()
-        self._tls = isinstance(sock, ssl.SSLSocket)
+        self._tls = isinstance(sock, TlsLine)
         self._poll = select.poll()
         self._poll.register(self.fd, select.POLLIN)
         self._out = bytearray()
@@ -122,11 +232,26 @@ class WebSock:
         fresh, self._fresh = self._fresh, False
         return _fill(self) or fresh
 
-    def messages(self) -> list[Message]:
+    def span(self) -> tuple[int, int]:
+        "Address and length of the bytes received and not yet handed out: for a compiled walk over plain frames."
+        return self._base + self._start, self._end - self._start
+
+    def skip(
+        self,
+        n: int,  # bytes of whole frames at the beginning of `span`
+    ) -> None:
+        "Those frames have been read elsewhere."
+        self._start += n
+
+    def messages(
+        self,
+        most: int = 1 << 62,  # look at no more frames than this
+    ) -> list[Message]:
         "The complete messages received and not yet handed out."
         out: list[Message] = []
         view, at, end = self._view, self._start, self._end
-        while end - at >= 2:
+        while end - at >= 2 and most > 0:
+            most -= 1
             b0, n, body = view[at], view[at + 1], at + 2
             if n == 126:
                 if end - at < 4: break
@@ -134,7 +259,7 @@ class WebSock:
             elif n == 127:
                 if end - at < 10: break
                 n, body = int.from_bytes(view[at + 2:at + 10], "big"), at + 10
-            if n > MAX_MESSAGE or b0 & 0x70:
+            if n > MAX_MESSAGE or b0 & 0x70 or view[at + 1] & 0x80:
                 self.ended = f"protocol error: frame {b0:#x} of {n} bytes (masked, compressed or longer than {MAX_MESSAGE})"
                 at = end
                 break
@@ -187,22 +312,15 @@ def _allot(ws: "WebSock", size: int, old: bytes) -> None:
 
 # %% ../../nbs/feed/19_websock.ipynb #18478f21
 def _fill(ws: "WebSock") -> bool:
-    "Receive until the socket is dry or the buffer full."
-    began = ws._end
-    while ws._end < ws._size:
-        try: n = ws.sock.recv_into(ws._view[ws._end:])
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError): break
-        except OSError as e:
-            ws.ended = f"{type(e).__name__}: {e}"
-            break
-        if n == 0:
-            ws.ended = "closed without a word"
-            break
-        ws._end += n
-        if not ws._tls and ws._end < ws._size: break  # a plain socket gives all it has
-    if ws._end == began:
-        if ws.ended: raise SocketError(f"websocket ended: {ws.ended}", next_step="connect again")
-        return False
+    "Receive what has arrived, as far as the buffer has room."
+    if ws._end == ws._size: return False
+    try: n = ws.sock.recv_into(ws._view[ws._end:])  # all there is, or all that fits
+    except BlockingIOError: return False
+    except OSError as e: n, ws.ended = 0, f"{type(e).__name__}: {e}"
+    if n == 0:
+        ws.ended = ws.ended or "closed without a word"
+        raise SocketError(f"websocket ended: {ws.ended}", next_step="connect again")
+    ws._end += n
     ws.heard = time.monotonic()
     return True
 
@@ -235,7 +353,7 @@ def _fragment(ws: "WebSock", b0: int, data: bytes, out: list[Message]) -> None:
 def _flush(ws: "WebSock") -> None:
     while ws._out and not ws.ended:
         try: n = ws.sock.send(ws._out)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError): return
+        except BlockingIOError: return
         except OSError as e:
             ws.ended = f"{type(e).__name__}: {e}"
             return
@@ -249,22 +367,26 @@ def payload(
     return ctypes.string_at(message[1], message[2])
 
 # %% ../../nbs/feed/19_websock.ipynb #f0232e7d
-def _context(tls: bool, host: str, sock: socket.socket) -> Any:
-    return ssl.create_default_context().wrap_socket(sock, server_hostname=host) if tls else sock
+def _secure(sock: socket.socket, context: ssl.SSLContext, host: str) -> TlsLine:
+    line = TlsLine(sock, context, host)
+    line.handshake()
+    return line
 
 def open_socket(
     url: str,  # ws:// or wss:// address
     timeout_s: float = 10,  # for each step: name, connection, TLS, handshake
     headers: Mapping[str, str] | None = None,  # added to the handshake
+    ca_file: Path | None = None,  # PEM of the authority to trust instead of the system's
 ) -> WebSock:  # open and non-blocking
     "Connect and shake hands."
     tls, host, port, path = _endpoint(url)
+    context = tls_context(ca_file) if tls else None
     key = base64.b64encode(os.urandom(16)).decode()
     sock: Any = None
     try:
         sock = socket.create_connection((host, port), timeout_s)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock = _context(tls, host, sock)
+        if context is not None: sock = _secure(sock, context, host)
         sock.sendall(_request(host, port, path, key, headers or {}))
         head, rest = _answer(sock, time.monotonic() + timeout_s)
         check_upgrade(head, key)

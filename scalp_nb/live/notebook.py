@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
+from ..feed.calendar import ZONES
 from ..feed.errors import ConfigError, ScalpError
 from ..feed.instrument import Universe
 from ..feed.quality import QualitySummary, SymbolQuality, quality
@@ -39,9 +40,9 @@ from ..trader.promoted import Promotion, promotion_lines, promotion_of, record, 
 from ..trader.replay import account_of
 from ..trader.report import RunData, assumptions, load_run, px_text, status
 from ..trader.session import EXITS
-from ..trader.setup import Market, RunConfig, load_market, refuse_live, setup_for
+from ..trader.setup import LIVE, Market, RunConfig, load_market, refuse_live, setup_for
 from ..trader.streaming import recorded_rows
-from ..trader.venues import Opened, clock_skew, feed_config, open_venue, read_clock, refuse_untradable, shut
+from ..trader.venues import Opened, clock_skew, feed_config, open_venue, shut
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -274,7 +275,7 @@ def _folder(plan: Plan) -> str:
 
 def _live(cfg: RunConfig) -> str:
     refuse_live(cfg)
-    return "ON: orders of this run cost money" if cfg.venue.broker == "alpaca_live" else f"off: {cfg.venue.broker} venue"
+    return "ON: orders of this run cost money" if cfg.venue.broker in LIVE else f"off: {cfg.venue.broker} venue"
 
 # %% ../../nbs/live/01_notebook.ipynb #3336ad16
 @dataclass(frozen=True, slots=True)
@@ -345,13 +346,12 @@ def preflight_far(
     plan: Plan,  # with a venue that is not paper
 ) -> Preflight:
     "Look before leaping, at a venue."
-    from scalp_nb.broker.alpaca import base_url
     cfg, opened = plan.cfg, list[Opened]()
     first = [attempt("real money", lambda: _live(cfg)), attempt("run folder", lambda: _folder(plan)),
              attempt("disk space", lambda: _disk(plan.run_dir)), attempt("account", lambda: _account(cfg, plan.run_dir))]
     def keys() -> str:
         opened.append(open_venue(cfg))
-        return f"{base_url(opened[0].broker.cfg)} accepts the keys" if opened[0].broker else ""
+        return f"{opened[0].where} accepts the keys"
     if not first[0].ok: return Preflight(tuple(first), None, None)
     first.append(attempt("keys, address, market", keys))
     if not opened: return Preflight(tuple(first), None, None)
@@ -362,12 +362,11 @@ def venue_checks(
     cfg: RunConfig,
     v: Opened,  # from `open_venue`
 ) -> list[Check]:
-    "What an Alpaca venue says about account, time and symbols."
-    b, pace = v.broker, v.pace
-    assert b is not None and pace is not None and v.assets is not None
-    assets, uni = v.assets, v.market.universe
-    return [attempt("venue's account", lambda: _money(b, pace.now())), attempt("venue's clock", lambda: _venue_time(cfg, b, pace)),
-            attempt("tradable", lambda: refuse_untradable(assets) or f"all {len(uni)} symbols"),
+    "What a venue says about account, time and symbols."
+    b, pace, uni = v.broker, v.pace, v.market.universe
+    assert b is not None and pace is not None
+    return [attempt("venue's account", lambda: _money(b, pace.now())), attempt("venue's clock", lambda: _venue_time(cfg, v)),
+            attempt("tradable", lambda: v.tradable() or f"all {len(uni)} symbols"),
             attempt("sold short", lambda: _shorts(cfg, uni)), attempt("streamed", lambda: _streamed(cfg, uni))]
 
 # %% ../../nbs/live/01_notebook.ipynb #612dd2ed
@@ -377,9 +376,10 @@ def _money(b: Any, now: int) -> str:
     held = f"{len(s.positions)} positions and {len(s.orders)} open orders there" if s.positions or s.orders else "flat"
     return f"equity {s.account.equity:,.2f}, buying power {s.account.buying_power:,.2f}, {held}; order updates are up"
 
-def _venue_time(cfg: RunConfig, b: Any, pace: Any) -> str:
-    r = read_clock(b)
-    if cfg.venue.broker == "alpaca_practice": apart = f"practice time, {pace.speed:g} times as fast as ours"
+def _venue_time(cfg: RunConfig, v: Opened) -> str:
+    assert v.look is not None and v.pace is not None
+    r = v.look()
+    if cfg.venue.practice: apart = f"practice time, {v.pace.speed:g} times as fast as ours"
     else: apart = f"ours differs by {clock_skew(r) * 1000:+.0f} ms"
     at = f"{datetime.fromtimestamp(r.ts / 1e9, UTC):%Y-%m-%d %H:%M:%S} UTC"
     return f"{at}, {apart}; " + ("the market is open" if r.is_open else f"the market is closed, next open {r.next_open}")
@@ -390,11 +390,19 @@ def _shorts(cfg: RunConfig, uni: Universe) -> str:
     return f"{', '.join(no)} cannot be: long only there" if no else f"all {len(uni)} symbols can be"
 
 def _streamed(cfg: RunConfig, uni: Universe) -> str:
+    if cfg.venue.house == "angel": return _streamed_angel(cfg, uni)
     from scalp_nb.feed.alpaca import limit_of
     feed = feed_config(cfg.venue, None)
     most = limit_of(feed)
     if not most or len(uni) <= most: return f"all {len(uni)} symbols by {feed.source}"
     return f"{most} of {len(uni)} by {feed.source}; {', '.join(uni.symbols[most:])} by request, once a minute"
+
+def _streamed_angel(cfg: RunConfig, uni: Universe) -> str:
+    from scalp_nb.feed.angel_one import AngelFeedConfig
+    f = AngelFeedConfig(**cfg.venue.angel.feed)
+    most = f.connections * f.tokens_a_connection
+    if len(uni) > most: raise ConfigError("symbols of the universe", len(uni), f"at most {most}: {f.connections} connections of {f.tokens_a_connection}")
+    return f"all {len(uni)} symbols, five levels and whole-book totals; at most {most}"
 
 def seen_market(
     plan: Plan,
@@ -618,7 +626,7 @@ def clipped(t: pd.DataFrame, rows: int = 30) -> pd.DataFrame:
 def local_times(run: RunData, ts: Sequence[int]) -> list[str]:
     "Times of day as the venue's clock shows them."
     import pandas as pd
-    zone = "America/New_York" if run.config.get("venue", {}).get("terms") == "alpaca" else "Asia/Kolkata"
+    zone = ZONES["US" if run.config.get("venue", {}).get("terms") == "alpaca" else "NSE"]
     return [pd.Timestamp(int(t), tz="UTC").tz_convert(zone).strftime("%H:%M:%S.%f")[:-3] for t in ts]
 
 def trips_table(run: RunData) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from enum import StrEnum
 from math import isfinite
 from typing import Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .machine import LIVE_AT_VENUE
 from .types import Order, OrderError, OrderState, OrderType, Purpose, Side, Tif
@@ -30,9 +30,21 @@ class ExitConfig(BaseModel):
     target_pct: float = Field(0.01, gt=0, le=1, description="target distance, fraction of the entry price")
     time_stop_s: float = Field(0, ge=0, le=86_400, description="leave after this many seconds; 0 = never")
     entry_timeout_ms: int = Field(2_000, ge=10, le=600_000, description="cancel an entry that has not filled by then")
+    entry_chases: int = Field(0, ge=0, le=5, description="price an unfilled entry anew at most so often while its signal stands; 0 = cancel it")
+    entry_slip_pct: float | None = Field(None, gt=0, le=0.05, description="limit of an entry beyond the touch; None = max_slippage_pct")
     reprice_ms: int = Field(500, ge=10, le=60_000, description="chase an exit that has not filled, and retry a failed one, after this")
     max_slippage_pct: float = Field(0.002, gt=0, le=0.05, description="furthest limit beyond the touch, or beyond a stop's trigger")
     allow_market: bool = Field(False, description="leave by market order where the venue accepts them")
+
+    @property
+    def entry_slip(self) -> float: return self.max_slippage_pct if self.entry_slip_pct is None else self.entry_slip_pct
+
+    @model_validator(mode="after")
+    def _room(self) -> "ExitConfig":
+        if self.entry_slip > self.max_slippage_pct: raise ValueError("an entry_slip_pct of at most max_slippage_pct")
+        if self.entry_chases and self.entry_slip >= self.max_slippage_pct:
+            raise ValueError("an entry_slip_pct below max_slippage_pct where entries are chased: the first price leaves no room for another")
+        return self
 
 # %% ../../nbs/order/04_exits.ipynb #bcd876d2
 RoundFn = Callable[[Decimal, int], Decimal]

@@ -30,12 +30,12 @@ if TYPE_CHECKING: import pandas as pd
 
 # %% auto #0
 __all__ = ['COLUMNS', 'TIMES', 'MONEY', 'SIDES', 'PERIOD_S', 'MIN_PERIODS', 'MIN_SESSIONS', 'SESSIONS_A_YEAR', 'SESSION_S',
-           'TARGETS', 'CURRENCY', 'FAR', 'PERCENT', 'SMALL', 'LABELS', 'Life', 'RunData', 'frame', 'each', 'order_rows',
-           'lives_of', 'repeats_of', 'positions_of', 'store_of', 'load_run', 'run_of', 'tables_of', 'Figures', 'ratio',
-           'total', 'put_trades', 'aimed', 'put_costs', 'sharpe', 'sampled', 'put_sharpe', 'drawdown', 'held',
-           'put_risk', 'put_odds', 'kpis', 'refusals_by_reason', 'entries_off', 'why_few', 'on_bars',
-           'bar_signals_text', 'status', 'incarnations_text', 'assumptions', 'latency_text', 'results', 'write_results',
-           'ReportError', 'shown', 'kpi_table', 'odds_table', 'px_text', 'render_text', 'report_text']
+           'TARGETS', 'CURRENCY', 'PRACTICE', 'FAR', 'PERCENT', 'SMALL', 'LABELS', 'Life', 'RunData', 'frame', 'each',
+           'order_rows', 'lives_of', 'repeats_of', 'positions_of', 'store_of', 'load_run', 'run_of', 'tables_of',
+           'Figures', 'ratio', 'total', 'put_trades', 'aimed', 'put_costs', 'sharpe', 'sampled', 'put_sharpe',
+           'drawdown', 'held', 'put_risk', 'put_odds', 'kpis', 'refusals_by_reason', 'entries_off', 'why_few',
+           'on_bars', 'bar_signals_text', 'status', 'incarnations_text', 'assumptions', 'latency_text', 'results',
+           'write_results', 'ReportError', 'shown', 'kpi_table', 'odds_table', 'px_text', 'render_text', 'report_text']
 
 # %% ../../nbs/trader/15_report.ipynb #b835e577
 @dataclass(frozen=True, slots=True)
@@ -503,7 +503,8 @@ def assumptions(
         "promoted_set": record_text(run.begin.get("promoted")),
         "parameter_sets_tried": (run.begin.get("promoted") or {}).get("trials", "unknown, not from a sweep")}
 
-FAR = {"alpaca_practice": "the practice venue of this machine, whose fills are those of the simulated exchange",
+PRACTICE = "the practice venue of this machine, whose fills are those of the simulated exchange"
+FAR = {"alpaca_practice": PRACTICE, "angel_practice": PRACTICE, "angel_live": "Angel One, with real money",
        "alpaca_paper": "Alpaca's paper account, which fills at the quoted price and knows no queue", "alpaca_live": "Alpaca, with real money"}
 
 def _fills(venue: Mapping[str, Any], paper: Mapping[str, Any]) -> dict[str, str]:

@@ -54,7 +54,7 @@ from .runner import Runner, closing_ts, drained, last_look, played
 from .setup import Market, RunConfig, beginning, paper_run, refuse_live, setup_for
 from .store import BARS, Store, crash_hook_from_env
 from .streaming import Auditor, Line, new_recorder, recorded_rows, turn
-from .venues import Opened, open_venue, paced, refuse_untradable, rehearse, shut, warm_history
+from .venues import Opened, open_venue, paced, rehearse, shut, warm_history
 from .wire import settle_memory
 
 # %% ../../nbs/trader/13_session.ipynb #839a2b33
@@ -226,7 +226,7 @@ def begin(run: Run) -> None:
     where = cfg.store.url or run.dir / "store.db"
     run.store = Store.open(where, cfg.run.account, run=run.dir.name, hook=crash_hook_from_env(), lock_dir=run.dir.parent)
     recovered = run.store.get_state("trader")
-    if recovered is None and run.venue.assets is not None: refuse_untradable(run.venue.assets)
+    if recovered is None: run.venue.tradable()
     setup, note = setup_for(cfg, run.market)
     first = beginning(cfg, run.market, setup, note, cfg.data.recording)
     if first["promoted"]: print(f"scalp session: promoted set {record_text(first['promoted'])}", file=sys.stderr)
