@@ -37,8 +37,7 @@ from scalp_nb.broker import alpaca as broker_alpaca
 from scalp_nb.feed import alpaca as feed_alpaca
 from scalp_nb.feed.bars import MINUTE
 from scalp_nb.order.types import Purpose
-from scalp_nb.practice import alpaca as practice_alpaca
-from scalp_nb.practice import alpaca_wire
+from scalp_nb.practice import alpaca_wire, serving
 from scalp_nb.practice.alpaca import PracticeServer
 from scalp_nb.practice.faults import Fault, random_script
 from scalp_nb.practice.venue import Tape, make_tape, step_clock, walk_tape
@@ -164,7 +163,7 @@ def stepped(server: PracticeServer, run_dir: Path) -> Iterator[Seen]:
     watcher = threading.Thread(target=clock.watch, daemon=True)
     with mock.patch.object(feed_alpaca, "AlpacaFeed", Feed), mock.patch.object(broker_alpaca, "AlpacaBroker", Broker), \
             mock.patch.object(alpaca_wire, "dispatch", arrived), mock.patch.object(venues, "practice_clock", lambda b, s: clock), \
-            mock.patch.object(venues, "speed_of", lambda v, e: 0.0), mock.patch.object(practice_alpaca, "PUMP_S", 0.001):
+            mock.patch.object(venues, "speed_of", lambda v, e: 0.0), mock.patch.object(serving, "PUMP_S", 0.001):
         watcher.start()
         try: yield seen
         finally:
