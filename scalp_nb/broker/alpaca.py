@@ -226,7 +226,7 @@ class AlpacaBroker:
         self._last_fill: dict[str, tuple[float, Decimal, Decimal, str]] = {}  # symbol -> (monotonic s, position after, price, execution)
         self._stream_up, self._closing, self._listener = threading.Event(), threading.Event(), None
         self._stream_error: Exception | None = None
-        self._short, self._since, self._locked_out, self._skewed = True, 0, False, False
+        self._short, self._since, self._off = True, 0, set[str]()  # _off: why entries are off although the stream is up
 
     _listener: threading.Thread | None
 
@@ -326,13 +326,25 @@ def _noted(b: "AlpacaBroker", a: Answer) -> Answer:
     if a.status == 429:
         b.stats.limited += 1
         b._budget.rest(retry_after(a.headers, time.time()) or b.cfg.rest_s)
-    if a.status == 401 and b._since and not b._locked_out:
-        b._locked_out = True
-        _tell(b, "down", f"{LOCKED_OUT} ({refusal(401, a.body)[1]}): no entries; exits are tried all the same. Make new keys and start again")
-    elif a.ok and b._locked_out:
-        b._locked_out = False
-        if b._stream_up.is_set(): _tell(b, "up", "Alpaca accepts the API keys again")
+    if a.status == 401 and b._since:
+        _shut(b, "keys", f"{LOCKED_OUT} ({refusal(401, a.body)[1]}): no entries; exits are tried all the same. Make new keys and start again")
+    elif a.ok: _reopen(b, "keys", "Alpaca accepts the API keys again")
     return a
+
+def _shut(b: "AlpacaBroker", name: str, text: str) -> None:
+    "Entries end for a reason that is not the stream's; told once, as a line that is down."
+    with b._lock:
+        if name in b._off: return
+        b._off.add(name)
+    _tell(b, "down", text)
+
+def _reopen(b: "AlpacaBroker", name: str, text: str) -> None:
+    "That reason is gone; entries are on again once nothing else is in the way."
+    with b._lock:
+        if name not in b._off: return
+        b._off.discard(name)
+        free = not b._off and b._stream_up.is_set()
+    _tell(b, "up" if free else "warning", text)
 
 LOCKED_OUT = "Alpaca no longer accepts the API keys it accepted before: expired, or withdrawn"
 
@@ -437,8 +449,10 @@ def _market_open(b: "AlpacaBroker") -> tuple[str, str] | None:
     if not a.ok or not isinstance(a.body, dict): return "clock_unavailable", f"market clock: {a.status} {a.text[:60]}; not sent"
     off = _drift(a.body.get("timestamp"), t0, t1)
     if off is None: return "clock_unavailable", f"market clock without a time: {str(a.body)[:60]}; not sent"
-    _tell_skew(b, off)
-    if abs(off) > b.cfg.max_skew_s: return "clock_skew", f"Alpaca's clock is {off:+.1f} s from ours; not sent"
+    if abs(off) > b.cfg.max_skew_s:
+        _shut(b, "clock", f"Alpaca's clock is {off:+.1f} s from ours: no entries; synchronise this machine's clock (NTP)")
+        return "clock_skew", f"Alpaca's clock is {off:+.1f} s from ours; not sent"
+    _reopen(b, "clock", "Alpaca's clock and ours agree again")
     if a.body.get("is_open") is True: return None
     return "market_closed", f"market closed, next open {a.body.get('next_open')}"
 
@@ -448,12 +462,7 @@ def _drift(said: Any, t0: int, t1: int) -> float | None:
     except FeedError: return None
     return (max(0, ts - t1) - max(0, t0 - ts)) / 1e9
 
-def _tell_skew(b: "AlpacaBroker", off: float) -> None:
-    "The clocks have come apart, or together again."
-    skewed = abs(off) > b.cfg.max_skew_s
-    if skewed and not b._skewed: _tell(b, "warning", f"Alpaca's clock is {off:+.1f} s from ours: no entries; synchronise this machine's (NTP)")
-    if b._skewed and not skewed: _tell(b, "warning", "Alpaca's clock and ours agree again")
-    b._skewed = skewed
+def _look_at_clock(b: "AlpacaBroker") -> None: _market_open(b)   # for what it notes about keys and clocks
 
 def _gate(b: "AlpacaBroker", i: Intent) -> tuple[str, str] | None:
     "What keeps an entry from being sent; exits pass."
@@ -574,7 +583,7 @@ def _listen(b: "AlpacaBroker") -> None:
         backoff.reset()
         b._stream_error = None
         b._stream_up.set()
-        if not b._locked_out: _tell(b, "up", "order updates are up")
+        _tell(b, "warning" if b._off else "up", "order updates are up")
         if not first:
             b.stats.reconnects += 1
             b._lanes.put("catch-up", _catch_up, b)
@@ -598,6 +607,7 @@ def _hear(b: "AlpacaBroker", ws: WebSock) -> str:
         if now - compared >= b.cfg.reconcile_s:
             compared = now
             b._lanes.put("catch-up", _catch_up, b)
+            if b._off: b._lanes.put("clock", _look_at_clock, b)
         try:
             if not ws.wait(0.2) or not ws.pump(): continue
         except SocketError as e: return str(e)
