@@ -39,7 +39,7 @@ from scalp_nb.feed.bars import MINUTE
 from scalp_nb.order.types import Purpose
 from scalp_nb.practice import alpaca_wire, serving
 from scalp_nb.practice.alpaca import PracticeServer
-from scalp_nb.practice.faults import Fault, random_script
+from scalp_nb.practice.faults import ALPACA_KINDS, ALPACA_MORE, Fault, random_script
 from scalp_nb.practice.venue import Tape, make_tape, step_clock, walk_tape
 from scalp_nb.trader import venues
 from scalp_nb.trader.config import load_config
@@ -78,7 +78,8 @@ def tape_of(seed: int) -> Tape:
 
 def script_of(seed: int) -> tuple[Fault, ...]:
     "The seed's faults, those in real seconds scaled to the time-outs of these sessions."
-    out = random_script(seed, LASTS, 3 + int(drawn(seed).integers(0, 7)))
+    kinds = ALPACA_KINDS if seed < 1000 else ALPACA_KINDS + ALPACA_MORE   # the first thousand scripts stay what they were
+    out = random_script(seed, LASTS, 3 + int(drawn(seed).integers(0, 7)), kinds)
     return tuple(f.model_copy(update={"args": {**f.args, "seconds": WALL[f.fault]}}) if f.fault in WALL else f for f in out)
 
 
