@@ -29,6 +29,7 @@ LATER = {
     "validate": Later("scalp_nb.research.cli:app/validate", "Judge a parameter set of a sweep."),
     "promote": Later("scalp_nb.research.cli:app/promote", "Write a set that passed to a sealed file."),
     "practice": Later("scalp_nb.practice.cli:app", "Rehearse against a local venue that speaks a broker's protocol."),
+    "universe": Later("scalp_nb.research.universe:app/universe", "Choose symbols and hours by volume and spread."),
 }
 
 # %% ../nbs/cli.ipynb #eaccdf94

@@ -16,7 +16,8 @@ from alpaca_live import conf, folder, market, until, venue
 
 pytest.importorskip("alpaca")
 
-from alpaca_faults import Story, broken, config_of, ended, ns, play, positions, tape_of  # noqa: E402
+from alpaca_faults import HOUSE, config_of, ended, ns, tape_of  # noqa: E402
+from fault_runs import Story, broken, play, positions  # noqa: E402
 
 from scalp_nb.feed.bars import BAR, BAR_UPDATED, MINUTE, grid  # noqa: E402
 from scalp_nb.feed.calendar import session_for  # noqa: E402
@@ -41,7 +42,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
                          + [{"fault": "http_429", "match": "POST /v2/orders", "nth": n} for n in (2, 5, 9, 14, 20)]
                          + [{"fault": "cancel_late"}, {"fault": "rest_down", "at": 90.0, "args": {"seconds": 15.0}}])
     cfg = config_of(0, tape, **WIDE, **{"risk.max_consecutive_failures": 50})
-    return play(tmp_path_factory.mktemp("defects"), cfg, tape, script, {"partial_prob": 0.5})
+    return play(HOUSE, tmp_path_factory.mktemp("defects"), cfg, tape, script, {"partial_prob": 0.5})
 
 
 HALF_DAY = date(2026, 11, 27)
@@ -56,7 +57,7 @@ def half_day(tmp_path_factory: pytest.TempPathFactory) -> Story:
     rows = tape.rows.copy()
     rows["bid_qty"][:, 0], rows["ask_qty"][:, 0] = np.repeat(1000 * lean, 2), np.repeat(1000 * (1 - lean), 2)
     cfg = config_of(0, replace(tape, rows=rows), **WIDE, **{"data.end": None, "strategy.exit_on_opposite": False})
-    return play(tmp_path_factory.mktemp("half_day"), cfg, replace(tape, rows=rows), start=close - 20 * 60 * 10**9)
+    return play(HOUSE, tmp_path_factory.mktemp("half_day"), cfg, replace(tape, rows=rows), start=close - 20 * 60 * 10**9)
 
 
 def purposes(s: Story) -> dict[str, Any]: return {r.data.intent.id: r.data.intent for r in s.of("command:Submit")}
@@ -160,7 +161,7 @@ def test_6_somebody_elses_order_is_not_taken_for_ours(tmp_path: Path) -> None:
             body = {"symbol": "Z", "qty": "7", "side": "buy", "type": "market", "time_in_force": "day", "client_order_id": "by-hand"}
             httpx.post(f"{server.url}/v2/orders", json=body, headers=keys).raise_for_status()
         threading.Thread(target=go, daemon=True).start()
-    s = play(tmp_path, config_of(0, tape, **{"exits.target_pct": 0.001}), tape, beside=by_hand)
+    s = play(HOUSE, tmp_path, config_of(0, tape, **{"exits.target_pct": 0.001}), tape, beside=by_hand)
     assert not [r for r in s.of("note:fill") if r.data["id"] == "by-hand"] and "by-hand" not in purposes(s)
     theirs = {o["id"] for o in s.truth["orders"] if o["client_order_id"] == "by-hand"}
     ours = Counter((e["symbol"], Decimal(e["qty"]), Decimal(e["px"])) for e in s.truth["executions"] if e["order"].partition("#")[0] not in theirs)
@@ -208,13 +209,13 @@ def test_9_stops_ids_caps_and_sizes(tmp_path: Path, story: Story) -> None:
     assert len(filled & stopped) >= 3
     tape = tape_of(5)
     cfg = config_of(0, tape, **{"risk.max_daily_loss_pct": 0.00003, "risk.max_concurrent_positions": 2})
-    s = play(tmp_path, cfg, tape)
+    s = play(HOUSE, tmp_path, cfg, tape)
     trip = next(r for r in s.of("note:trip") if r.data["breaker"] == "daily_loss")
     assert not [i for i in purposes(s).values() if i.purpose is Purpose.ENTRY and i.ts > trip.ts]
     assert s.truth["positions"] == {} and max(len(r.data.broker.positions) for r in s.of("event:Reconciled")) <= 2
     soon = datetime.fromtimestamp(int(tape.rows["ts"][0]) / 1e9 + 60, UTC)
     nothing = config_of(0, tape, **{"sizing": {"mode": "percent", "balance_pct": 0.0005}, "data.end": soon})
-    s = play(tmp_path / "small", nothing, tape)
+    s = play(HOUSE, tmp_path / "small", nothing, tape)
     assert s.truth["orders"] == [] and {r.data["code"] for r in s.of("note:refusal")} == {"size_zero"}
 
 

@@ -9,8 +9,9 @@ import pytest
 
 pytest.importorskip("alpaca")
 
-from alpaca_faults import broken, config_of, play, run_seed, tape_of  # noqa: E402
+from alpaca_faults import HOUSE, config_of, tape_of  # noqa: E402
 from alpaca_live import until, venue  # noqa: E402
+from fault_runs import broken, play, run_seed  # noqa: E402
 
 from scalp_nb.feed.alpaca import AlpacaFeed, AlpacaFeedConfig  # noqa: E402
 from scalp_nb.practice.alpaca import PracticeServer  # noqa: E402
@@ -26,7 +27,7 @@ FOUND = {
 
 @pytest.mark.parametrize("seed", [*FOUND, 1])
 def test_five_seeds(seed: int) -> None:
-    out = run_seed(seed)
+    out = run_seed(HOUSE, seed)
     assert out.broken == [], f"again: python tests/alpaca_faults.py --seed {seed} -v"
     assert out.faults and out.fills, "a run without faults or fills shows nothing"
 
@@ -34,7 +35,7 @@ def test_five_seeds(seed: int) -> None:
 def test_a_broken_invariant_is_seen(tmp_path: Path) -> None:
     """The checks can fail: each is shown a story in which its invariant is broken."""
     tape = tape_of(1)
-    s = play(tmp_path, config_of(0, tape), tape, read_script([{"fault": "update_lost", "match": "fill"}]))
+    s = play(HOUSE, tmp_path, config_of(0, tape), tape, read_script([{"fault": "update_lost", "match": "fill"}]))
     assert broken(s) == [] and s.of("note:fill")
     def finds(n: str) -> bool: return any(x.startswith(n) for x in broken(s))
     first = s.of("command:Submit")[0].data.intent.id
@@ -48,12 +49,12 @@ def test_a_broken_invariant_is_seen(tmp_path: Path) -> None:
     assert finds("3") and finds("4")
     s.truth["executions"].append(lost)
     fills = [r for r in s.records if r.kind in ("note:fill", "note:health", "note:alert")]
-    kept, orders = s.records, s.truth["orders"]
+    kept, orders = s.records, s.placed
     exits = {r.data.intent.id for r in s.of("command:Submit") if r.data.intent.purpose.value != "entry"}
-    s.records, s.truth["orders"] = [r for r in kept if r not in fills], [o for o in orders if o["client_order_id"] not in exits]
+    s.records, s.placed = [r for r in kept if r not in fills], [o for o in orders if o.id not in exits]
     s.truth["executions"] = [e | {"ts": e["ts"] + (200 * 10**9 if i else 0)} for i, e in enumerate(s.truth["executions"])]
     assert finds("5")
-    s.records, s.truth["orders"] = kept, orders
+    s.records, s.placed = kept, orders
     assert broken(s) == []
 
 

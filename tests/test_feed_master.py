@@ -40,8 +40,10 @@ from scalp_nb.feed.master import (
     usable,
     write_master,
 )
-from scalp_nb.order.rules import rules_for
+from scalp_nb.feed.universe import load_universe
+from scalp_nb.order.rules import rules_for, tick_known
 
+ROOT = Path(__file__).resolve().parents[1]
 DAY = date(2026, 11, 20)
 NOW = int(datetime(2026, 11, 20, 3, 0, tzinfo=UTC).timestamp()) * 10**9
 NAMES = ["SBIN", "RELIANCE", "LT", "M&M", "BAJAJ-AUTO"]
@@ -189,3 +191,13 @@ def test_tls_is_verified(tmp_path: Path) -> None:
         assert time.monotonic() - began < 5  # said at once, not tried again
     cert.write_text("no certificate")
     with pytest.raises(MasterError, match="certificate file"): download_master(MasterConfig(url="https://127.0.0.1:9/", ca_file=cert))
+
+
+def test_the_curated_list_gets_its_tokens_from_the_master() -> None:
+    liquid = load_universe(ROOT / "data/nse_liquid.csv")
+    assert len(liquid) == 100 and {i.token for i in liquid.instruments} == {""} and {i.venue for i in liquid.instruments} == {"NSE"}
+    names = liquid.symbols
+    m = parse_master(orjson.dumps(cash(names) + stock_futures(names[:-1], DAY)), DAY)
+    today = instruments(m, liquid, DAY)
+    assert today.symbols == names and len({i.token for i in today.instruments}) == 100 and all(tick_known(i) for i in today.instruments)
+    assert [i.symbol for i in today.instruments if not i.derivatives] == [names[-1]]  # the master decides, not the list

@@ -464,7 +464,7 @@ def test_keys_that_expire_are_refused_everywhere_and_open_streams_stay() -> None
             s.post("fault", fault="keys_expire", args={"seconds": 30.0})
             assert refused(lambda: c.get_account()).status_code == refused(lambda: c.submit_order(market())).status_code == 401
             with connect(s.stream_url) as ws:
-                ws.send('{"action": "auth", "key": "%s", "secret": "%s"}' % (s.terms.key, s.terms.secret))
+                ws.send(f'{{"action": "auth", "key": "{s.terms.key}", "secret": "{s.terms.secret}"}}')
                 assert b"unauthorized" in ws.recv(timeout=5)
             s.step(31)
             c.cancel_orders()
@@ -474,8 +474,8 @@ def test_keys_that_expire_are_refused_everywhere_and_open_streams_stay() -> None
 
 def test_late_corrected_and_cancelled_trades_reach_the_sdk_and_change_their_bar() -> None:
     from alpaca.data.live import StockDataStream
-    script = [{"fault": f"print_{how}", "nth": 5 + k, "match": "AAPL", "args": {"seconds": 70.0}} for k, how in enumerate(("late", "corrected", "canceled"))]
-    with serve(*script) as s:
+    kinds = ("late", "corrected", "canceled")
+    with serve(*({"fault": f"print_{how}", "nth": 5 + k, "match": "AAPL", "args": {"seconds": 70.0}} for k, how in enumerate(kinds))) as s:
         got: dict[str, list[Any]] = {k: [] for k in ("bars", "again", "fixed")}
         stream = StockDataStream(s.terms.key, s.terms.secret, url_override=s.data_url)
         async def bars(x: Any) -> None: got["bars"].append(x)

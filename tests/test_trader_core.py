@@ -98,6 +98,30 @@ FAULTS = {"paper": {"reject_prob": 0.1, "lost_ack_prob": 0.1, "duplicate_update_
                     "latency_sigma": 1.0, "order_latency_ns": 20_000_000, "response_latency_ns": 20_000_000}}
 
 
+def test_chased_entries_end_like_others():
+    """An entry that never fills at its first price is cancelled and sent again, at most twice, never dearer than the accepted slippage."""
+    over = {"exits.entry_chases": 2, "exits.entry_slip_pct": 0.00001, "exits.max_slippage_pct": 0.002, "exits.entry_timeout_ms": 300,
+            "paper": {"order_latency_ns": 900_000_000, "partial_prob": 0.3}}
+    chased, capped = 0, 0
+    for seed in range(4):
+        rows, uni = synthetic(seed=seed)
+        r, cut = run_all(config(**over), rows, uni), run_all(config(**over), rows, uni, [97, 1003, 2500])
+        assert [(ts, dumps(encode(c))) for ts, c in said(r)] == [(ts, dumps(encode(c))) for ts, c in said(cut)]
+        entries = {c.intent.id: c.intent for _, c in said(r) if isinstance(c, Submit) and c.intent.purpose is Purpose.ENTRY}
+        for i in entries.values():
+            if not i.parent: continue
+            first, family = entries[i.parent], [x for x in entries.values() if x.parent == i.parent]
+            chased += 1
+            assert len(family) <= 2 and i.ref_px == first.ref_px and i.qty == first.qty and r.trader.orders.orders[i.parent].filled == 0
+            assert 0 < (i.limit - first.limit) * i.side
+            assert (i.limit - first.ref_px) * i.side <= first.ref_px * Decimal("0.002")
+            capped += r.trader.orders.orders[i.id].filled > 0
+        t = r.trader
+        assert t.trades_today == len({i for i in entries if t.orders.orders[i].filled}) <= t.limits.max_trades_per_day
+        assert r.halted is not None and r.halted.ok and t.book.cash == r.broker.state(t.now).account.cash
+    assert chased >= 3 and capped >= 1, (chased, capped)
+
+
 @pytest.mark.parametrize("mode", ["venue_stop", "oco", "local"])
 @pytest.mark.parametrize("seed", range(6))
 def test_money_and_positions_agree_with_the_venue_under_faults(mode, seed):

@@ -17,7 +17,7 @@ from scalp_nb.feed.recorder import read_recording, write_parquet
 from scalp_nb.trader.config import load_config
 from scalp_nb.trader.journal import payload
 from scalp_nb.trader.replay import replay_run
-from scalp_nb.trader.session import EXIT_CONFIG, EXIT_OK, run_session
+from scalp_nb.trader.session import EXIT_CONFIG, EXIT_FAILED, EXIT_OK, run_session
 from scalp_nb.trader.setup import RunConfig
 from scalp_nb.trader.store import Store, StoreError
 from scalp_nb.trader.streaming import recorded_rows, recordings
@@ -119,3 +119,25 @@ def test_silence_of_the_feed_blocks_entries_and_keeps_exits(tape, tmp_path):
     clocks = [e.ts for e in of_kind(run_dir, "event:Clock")]
     assert any(t0 + 100_000_000_000 < t < t0 + 160_000_000_000 for t in clocks)   # time passed without rows
     assert replay_run(run_dir).ok
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_an_emergency_exit_waits_for_the_venue_to_answer(blind, tape, tmp_path, capsys, monkeypatch):
+    """A defect with a position open: what closes it is carried out by the clock, with the feed, or without it where the feed is what fails."""
+    from scalp_nb.trader import session
+    cfg = conf(tape, paper={"order_latency_ns": 500_000_000})
+    run_dir = folder(tmp_path, cfg)
+    real, broke = session.turn, []
+
+    def turn(r, line, wait_s):
+        if r.trader.held and (blind or not broke):
+            broke.append(r.trader.now)
+            raise ZeroDivisionError("a defect")
+        return real(r, line, wait_s)
+    monkeypatch.setattr(session, "turn", turn)
+    assert run_session(cfg, run_dir) == EXIT_FAILED
+    end = of_kind(run_dir, "run:end")[0]
+    assert end["flat"] and end["differences"] == []
+    assert len(of_kind(run_dir, "run:error")) == len(broke) == 1 + blind
+    assert [c.data["who"] for c in of_kind(run_dir, "note:control")] == ["emergency"]
+    assert replay_run(run_dir).ok and "a defect" in capsys.readouterr().err

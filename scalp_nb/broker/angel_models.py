@@ -141,8 +141,8 @@ def state_of(
 # %% ../../nbs/broker/04_angel_models.ipynb #9d1eb0c2
 _WORDS = (("insufficient", "buying_power"), ("margin", "buying_power"), ("funds", "buying_power"), ("freeze", "freeze"), ("circuit", "band"),
           ("price band", "band"), ("price range", "band"), ("lpp", "band"), ("tick", "tick"), ("cautionary", "surveillance"),
-          ("surveillance", "surveillance"), ("scripconsent", "surveillance"), ("scrip consent", "surveillance"), ("market is closed", "market_closed"),
-          ("market closed", "market_closed"),
+          ("surveillance", "surveillance"), ("scripconsent", "surveillance"), ("scrip consent", "surveillance"),
+          ("market is closed", "market_closed"), ("market closed", "market_closed"),
           ("square", "square_off"), ("short", "not_shortable"), ("blocked", "not_tradable"), ("not allowed", "not_tradable"))
 
 def why_rejected(
@@ -233,8 +233,8 @@ def read_limits(
 
 # %% ../../nbs/broker/04_angel_models.ipynb #5ab8333f
 CODES = {"AB00": "connected", "AB01": "open", "AB02": "cancelled", "AB03": "rejected", "AB04": "modified", "AB05": "complete",
-         "AB06": "after market order received", "AB07": "after market order cancelled", "AB08": "after market order modified", "AB09": "open pending", "AB10": "trigger pending",
-         "AB11": "modify pending"}
+         "AB06": "after market order received", "AB07": "after market order cancelled", "AB08": "after market order modified",
+         "AB09": "open pending", "AB10": "trigger pending", "AB11": "modify pending"}
 STALE = frozenset({"AB04", "AB11"})  # what they say is older than what they tell
 
 @dataclass(frozen=True, slots=True)

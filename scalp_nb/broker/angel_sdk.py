@@ -273,6 +273,9 @@ def _run(name: str, stand_ins: Mapping[str, Any]) -> ModuleType:
     exec(_code(name), m.__dict__)
     return m
 
+_SSL = SimpleNamespace(create_default_context=lambda: SimpleNamespace(options=0), OP_NO_TLSv1=0, OP_NO_TLSv1_1=0,
+                       TLSVersion=SimpleNamespace(TLSv1_2=0))   # the SDK makes a context, and never uses it
+
 def contained(
     line: Line,  # found as `requests`
 ) -> Any:  # the class SmartConnect, of this line alone
@@ -280,7 +283,7 @@ def contained(
     silent = SimpleNamespace(**dict.fromkeys(("debug", "info", "warning", "error", "exception"), _nothing))
     errors = _run("smartExceptions", {})
     stand_ins = {"requests": line, "logzero": SimpleNamespace(logger=silent, logfile=_nothing),
-                 "os": SimpleNamespace(path=os.path, makedirs=_nothing),
+                 "os": SimpleNamespace(path=os.path, makedirs=_nothing), "ssl": _SSL,
                  "SmartApi.smartExceptions": SimpleNamespace(smartExceptions=errors), "SmartApi.version": _run("version", {})}
     return _run("smartConnect", stand_ins).__dict__["SmartConnect"]
 

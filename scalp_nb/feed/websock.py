@@ -291,6 +291,11 @@ class WebSock:
         "Is there something to do that the descriptor does not show?"
         return self._fresh or bool(self.ended) or (self._tls and self.sock.pending() > 0)
 
+    @property
+    def full(self) -> bool:
+        "The last receipt filled the buffer: more is waiting, or soon will be."
+        return self._end == self._size
+
     def ping(self) -> None:
         "Ask the server for a sign of life; `ponged` tells when it last gave one."
         self.pinged = time.monotonic()

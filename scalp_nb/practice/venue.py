@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Seen', 'Told', 'Task', 'PracticeError', 'PracticeClock', 'start_clock', 'step_clock', 'Tape', 'make_tape',
-           'synthetic_us', 'recording_tape', 'bar_tape', 'walk_tape', 'Desk', 'note', 'at_time', 'open_desk', 'bring',
-           'place', 'withdraw', 'best', 'last_price', 'session_at', 'halt', 'halted', 'ground_truth', 'reopen', 'seek']
+           'synthetic_us', 'synthetic_nse', 'with_tokens', 'recording_tape', 'bar_tape', 'walk_tape', 'Desk', 'note',
+           'at_time', 'open_desk', 'bring', 'place', 'withdraw', 'best', 'last_price', 'session_at', 'halt', 'halted',
+           'ground_truth', 'reopen', 'seek']
 
 # %% ../../nbs/practice/00_venue.ipynb #78dab7ca
 import math
@@ -19,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..broker.base import NEVER
 from ..broker.paper import PaperConfig, Venue, advance, arrived, hang_up, new_venue, no_fee, resume, see_row, send
 from ..feed.bars import BAR, MINUTE, Bars, build_bars, grid
 from ..feed.calendar import MarketClosed, NoCalendar, Session, next_session, session_for, trading_day
-from ..feed.depth import FLAG_HALT, Rows, check_rows, empty_depth
+from ..feed.depth import FLAG_HALT, LEVELS, Rows, check_rows, empty_depth
 from ..feed.errors import ConfigError, ScalpError
 from ..feed.instrument import Instrument, Universe
 from ..order.types import Fill, Intent, Update
@@ -121,6 +123,33 @@ def synthetic_us(
     rows["recv"] += shift
     return make_tape(rows, Universe("us-synthetic", tuple(Instrument(s, "US", currency="USD") for s in symbols)))
 
+# %% ../../nbs/practice/00_venue.ipynb #3692d612
+def synthetic_nse(
+    symbols: int = 10,  # how many: the ten of the shipped session, then made-up names
+    day: date = date(2026, 11, 19),  # an NSE trading day
+    seconds: int = 1800,  # length from 09:15
+    seed: int = 1,  # same seed, same bytes
+    cadence_ms: int = 1000,  # a snapshot of each symbol this often
+    **over: Any,  # other fields of SyntheticConfig
+) -> Tape:
+    "A seeded market in Indian hours, five levels a side and whole-book totals."
+    from scalp_nb.feed.synthetic import SAMPLE_SYMBOLS, SyntheticConfig, SyntheticSymbol, synthetic_market
+    if not 1 <= symbols <= 1000: raise ConfigError("symbols of the synthetic market", symbols, "1 to 1000: what one connection may subscribe to")
+    real = [SyntheticSymbol(symbol=s, price=Decimal(p), tick=Decimal(t), token=k, order_size=z) for s, p, t, k, z in SAMPLE_SYMBOLS[:symbols]]
+    more = [SyntheticSymbol(symbol=f"MADEUP{k:03d}", price=Decimal(300 + 5 * (k % 100)), token=str(70_000 + k), derivatives=False)
+            for k in range(symbols - len(real))]
+    jitter = min(150, max(0, cadence_ms // 2 - 1))
+    cfg = SyntheticConfig(symbols=(*real, *more), day=day, seconds=seconds, seed=seed, cadence_ms=cadence_ms, jitter_ms=jitter, **over)
+    return make_tape(*synthetic_market(cfg))
+
+def with_tokens(
+    tape: Tape,  # of an NSE market
+) -> Tape:  # every instrument has a token
+    "Made-up tokens where a recording has none."
+    if all(i.token for i in tape.universe.instruments): return tape
+    named = tuple(i if i.token else replace(i, token=str(900_001 + k)) for k, i in enumerate(tape.universe.instruments))
+    return replace(tape, universe=Universe(tape.universe.name, named))
+
 # %% ../../nbs/practice/00_venue.ipynb #69bfa93f
 def recording_tape(
     path: Path,  # a depth recording of any known format
@@ -156,10 +185,11 @@ def walk_tape(
     seconds: int = 300,  # length from the open; a row of each symbol every second
     seed: int = 1,  # same seed, same walk
     size: float = 500.0,  # shares shown on each side
-    day: date = date(2026, 11, 19),  # a US trading day
+    day: date = date(2026, 11, 19),  # a trading day
+    venue: str = "US",  # whose hours and currency; at "NSE" five levels a side and whole-book totals
 ) -> Tape:
     "A random walk for tests."
-    n, k, opens = seconds, len(symbols), session_for("US", day).open_ts
+    n, k, opens = seconds, len(symbols), session_for(venue, day).open_ts
     mid = 10_000 + 100 * np.arange(k) + np.cumsum(np.random.default_rng(seed).integers(-1, 2, (n, k)), 0)
     rows = empty_depth(n * k)
     rows["ts"] = rows["recv"] = opens + np.repeat(np.arange(n) * 10**9, k) + np.tile(np.arange(k), n)
@@ -167,11 +197,21 @@ def walk_tape(
     rows["volume"] = np.repeat(10.0 * np.arange(1, n + 1), k)
     rows["bid_px"][:, 0], rows["ask_px"][:, 0] = mid.ravel() / 100, (mid.ravel() + 1) / 100
     rows["bid_qty"][:, 0] = rows["ask_qty"][:, 0] = size
+    if venue == "NSE": _deepen(rows, mid.ravel(), size)
     px = (mid[:n // 60 * 60] / 100).reshape(-1, 60, k)
     bars = np.zeros((len(px), k), BAR)
     bars["ts"], bars["sym"], bars["volume"], bars["trades"] = opens + np.arange(len(px))[:, None] * MINUTE, np.arange(k), 600, 60
     for name, value in (("open", px[:, 0]), ("high", px.max(1)), ("low", px.min(1)), ("close", px[:, -1]), ("vwap", px.mean(1))): bars[name] = value
-    return make_tape(rows, Universe("walk", tuple(Instrument(s, "US", currency="USD") for s in symbols)), bars.ravel())
+    named = (Instrument(s, venue, str(1001 + j)) if venue == "NSE" else Instrument(s, venue, currency="USD") for j, s in enumerate(symbols))
+    return make_tape(rows, Universe("walk", tuple(named)), bars.ravel())
+
+def _deepen(rows: Rows, mid: npt.NDArray[np.int64], size: float) -> None:
+    "Four further levels a side and totals of the whole book."
+    for j in range(1, LEVELS):
+        rows["bid_px"][:, j], rows["ask_px"][:, j] = (mid - j) / 100, (mid + 1 + j) / 100
+        rows["bid_qty"][:, j] = rows["ask_qty"][:, j] = size * (j + 1)
+    rows["bid_orders"] = rows["ask_orders"] = np.arange(1, LEVELS + 1)
+    rows["total_buy"], rows["total_sell"] = 40 * size, 30 * size
 
 # %% ../../nbs/practice/00_venue.ipynb #25dd2e4c
 Seen = Callable[[Rows, float], None]     # (row of shape (1,), quantity traded since the symbol's previous row)

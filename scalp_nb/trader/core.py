@@ -53,7 +53,8 @@ from ..strategy.barplan import BarPlan, history_bars, label
 from ..strategy.pressure import PressureParams, rule_params
 from ..strategy.protocol import CLOSE_LONG, CLOSE_SHORT
 from ..strategy.ranking import Candidate, rank
-from ..strategy.scan import EXIT_STOP, EXIT_TARGET, EXITS, HEALTH, LONG_OK, LOSS, SHORT_OK, SILENCE, UNTIL, WATCH, WINDOW, Scanner, features_of
+from ..strategy.scan import EXIT_STOP, EXIT_TARGET, EXITS, HEALTH, LONG_OK, LOSS, SHORT_OK, SILENCE, UNTIL, WATCH, WINDOW, Scanner
+from ..strategy.scan import features_of
 from .bardesk import BarDesk, Offer, Said, exits_with
 from scalp_nb.trader.events import (
     AccountState, BarClosed, Cancel, Clock, Command, Control, Depth, Event, Evidence, Halt, Link, News, Note, Picture, Query, Reconciled, Started,

@@ -7,7 +7,8 @@ __all__ = ['WORTH_A_STATE', 'COMMIT_S', 'SLICE', 'WAIT_S', 'EXIT_OK', 'EXIT_NOT_
            'EXIT_FAILED', 'EXITS', 'correlation', 'fill_of', 'StoreLedger', 'picture', 'bound_of', 'bounds_of', 'Run',
            'preload', 'resume_row', 'kept_bars', 'begin', 'connect', 'venue_time', 'tell', 'write_log', 'request',
            'stop', 'interruptions', 'lease_ended', 'heard', 'ending', 'ask', 'trade', 'last_moment', 'trade_live',
-           'nap', 'drain', 'finish', 'run_session', 'failed', 'emergency', 'close', 'arguments', 'configured', 'main']
+           'nap', 'drain', 'finish', 'drain_live', 'run_session', 'failed', 'emergency', 'close', 'arguments',
+           'configured', 'main']
 
 # %% ../../nbs/trader/13_session.ipynb #29fbcb5a
 import argparse
@@ -356,7 +357,7 @@ def trade_live(run: Run) -> None:
     "Take what the feed gives, until somebody ends the session, the source ends, or the market closes."
     run.phase, last, line = "trading", time.monotonic(), run.line
     assert line is not None
-    closing = min(max(s.close_ts for s in run.runner.trader.setup.sessions), last_moment(run.cfg))
+    closing = min(max(s.continuous_close_ts for s in run.runner.trader.setup.sessions), last_moment(run.cfg))
     interruptions(run)
     while run.runner.halted is None:
         turn(run.runner, line, WAIT_S)
@@ -382,6 +383,7 @@ def nap(
 
 def drain(run: Run) -> None:
     "No more rows: what is still open may still be answered; then it is journalled as it is."
+    if run.line is not None: return drain_live(run, run.line)
     drained(run.runner, run.cfg.session.drain_timeout_s, lambda: ending(run), lambda policy, why: ask(run, policy, why))
 
 def finish(run: Run) -> int:
@@ -395,6 +397,18 @@ def finish(run: Run) -> int:
     if end["ok"]: return EXIT_OK
     print(f"scalp session: {end['reason']}", file=sys.stderr)
     return EXIT_REFUSED if h and not t.reconciled and not t.stopping else EXIT_NOT_FLAT
+
+def drain_live(run: Run, line: Line) -> None:
+    "At a venue answers take their time: go on as before, without the feed where that is what failed, until flat or out of time."
+    blind, give_up = False, line.pace.now() + int(run.cfg.session.drain_timeout_s * 1e9)
+    while run.runner.halted is None:
+        if line.pace.now() > give_up: return ask(run, "hold", "drain timed out")
+        if blind: time.sleep(WAIT_S)
+        try: run.runner.catch_up(line.pace.now()) if blind else turn(run.runner, line, WAIT_S)
+        except Exception as e:  # the way that failed before has failed again: what is left is to listen to the broker
+            if blind: raise
+            blind = True
+            run.store.append("run:error", run.now, {"error": type(e).__name__, "text": str(e)}, cursor=run.runner.trader.cursor)
 
 # %% ../../nbs/trader/13_session.ipynb #8bd8004a
 EXIT_OK, EXIT_NOT_FLAT, EXIT_CONFIG, EXIT_REFUSED, EXIT_FAILED = 0, 1, 2, 3, 4

@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -46,7 +45,6 @@ from .streaming import Pace, machine_clock, venue_clock
 if TYPE_CHECKING:
     from scalp_nb.broker.alpaca import AlpacaBroker, AlpacaConfig
     from scalp_nb.broker.alpaca_models import Asset
-    from scalp_nb.broker.angel_one import AngelBroker
     from scalp_nb.broker.angel_sdk import AngelConfig
     from scalp_nb.feed.alpaca import AlpacaFeedConfig
     from scalp_nb.feed.angel_one import AngelFeedConfig
