@@ -447,14 +447,14 @@ def _market_open(b: "AlpacaBroker") -> tuple[str, str] | None:
     if a.status == 401: return "keys", f"{LOCKED_OUT}; not sent"
     if a.status == 0: return NO_LINE, f"market clock: no answer ({a.text[:60]}); not sent"
     if not a.ok or not isinstance(a.body, dict): return "clock_unavailable", f"market clock: {a.status} {a.text[:60]}; not sent"
+    if a.body.get("is_open") is not True: return "market_closed", f"market closed, next open {a.body.get('next_open')}"
     off = _drift(a.body.get("timestamp"), t0, t1)
     if off is None: return "clock_unavailable", f"market clock without a time: {str(a.body)[:60]}; not sent"
     if abs(off) > b.cfg.max_skew_s:
         _shut(b, "clock", f"Alpaca's clock is {off:+.1f} s from ours: no entries; synchronise this machine's clock (NTP)")
         return "clock_skew", f"Alpaca's clock is {off:+.1f} s from ours; not sent"
     _reopen(b, "clock", "Alpaca's clock and ours agree again")
-    if a.body.get("is_open") is True: return None
-    return "market_closed", f"market closed, next open {a.body.get('next_open')}"
+    return None
 
 def _drift(said: Any, t0: int, t1: int) -> float | None:
     "Seconds Alpaca's clock is ahead of ours, less what the way there and back explains; None when it said no time."
