@@ -403,7 +403,7 @@ def test_crypto_books_have_five_levels_and_wait_for_a_snapshot_after_a_gap() -> 
     for row, (bids, asks) in zip(rows, want, strict=False):
         for side, levels in (("bid", bids), ("ask", asks)):
             assert list(zip(row[f"{side}_px"].tolist(), row[f"{side}_qty"].tolist(), strict=True)) == levels
-    assert len({row["bid_qty"].tobytes() for row in rows}) > 100   # the books move
+    assert len({row["bid_qty"].tobytes() for row in rows}) > 40   # the books move
     assert rows["ts"][:-1].tolist() == [m["t"].to_unix_nano() for m in first] and not (rows["flags"][:-1] & FLAG_GAP).any()
     end = rows[-1]                                                # nothing of the changes before it
     assert end["flags"] & FLAG_GAP and end["bid_px"][0] == 2.0 and end["ask_qty"][:2].tolist() == [6.0, 7.0] and np.isnan(end["ask_px"][2:]).all()
