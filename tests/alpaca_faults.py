@@ -20,7 +20,7 @@ from scalp_nb.broker import alpaca as broker_alpaca
 from scalp_nb.feed import alpaca as feed_alpaca
 from scalp_nb.practice import alpaca_wire
 from scalp_nb.practice.alpaca import PracticeServer
-from scalp_nb.practice.faults import Fault, random_script
+from scalp_nb.practice.faults import ALPACA_KINDS, ALPACA_MORE, Fault, random_script
 from scalp_nb.practice.venue import Tape, walk_tape
 from scalp_nb.trader.config import load_config
 from scalp_nb.trader.setup import RunConfig
@@ -34,7 +34,9 @@ def tape_of(seed: int) -> Tape:
     return after_a_minute(tape, rows)
 
 
-def script_of(seed: int) -> tuple[Fault, ...]: return walled(random_script(seed, LASTS, 3 + int(drawn(seed).integers(0, 7))))
+def script_of(seed: int) -> tuple[Fault, ...]:
+    "The first thousand scripts stay what they were; later ones draw from every kind."
+    return walled(random_script(seed, LASTS, 3 + int(drawn(seed).integers(0, 7)), ALPACA_KINDS if seed < 1000 else ALPACA_KINDS + ALPACA_MORE))
 
 
 def config_of(seed: int, tape: Tape, **over: Any) -> RunConfig:
@@ -50,7 +52,7 @@ def config_of(seed: int, tape: Tape, **over: Any) -> RunConfig:
         "health.max_lag_ms": 20_000, "health.stale_ms": STALE_MS, "health.connection_stale_ms": STALE_MS, "session.drain_timeout_s": 300.0,
         "session.reconcile_s": 30.0,
         "venue.alpaca.account": {"connect_timeout_s": READ_S, "read_timeout_s": READ_S, "settle_s": 0.6, "reconcile_s": 0.09, "position_lag_s": 10.0,
-                                 "per_minute": 10_000, "reserve": 5_000,
+                                 "per_minute": 10_000, "reserve": 5_000, "rest_s": 0.05,
                                  "ping_s": 0.5, "stream_timeout_s": 1.0, "first_wait_s": 0.02, "most_wait_s": 0.1},
         "venue.alpaca.feed": {"batch_gap_s": 0.0, "connect_timeout_s": 1.0, "silence_s": 0.15, "ping_s": 0.5, "first_wait_s": 0.02,
                               "most_wait_s": 0.1, "busy_wait_s": 0.05, "poll_delay_s": 0.0}, **over})
@@ -86,7 +88,7 @@ def arrivals(told: Callable[[str], None]) -> Iterator[None]:
     with mock.patch.object(alpaca_wire, "dispatch", arrived): yield
 
 
-HOUSE = House("tests/alpaca_faults.py", (feed_alpaca, "AlpacaFeed"), (broker_alpaca, "AlpacaBroker"), lambda b: b._lanes.busy,
+HOUSE = House("tests/alpaca_faults.py", (feed_alpaca, "AlpacaFeed"), (broker_alpaca, "AlpacaBroker"), lambda b: b.busy,
               lambda b: bool(b._since), arrivals, venue, {"rate_limit": 10_000, "zombie_s": 20.0}, placed, (b"practice-secret",),
               tape_of, config_of, script_of)
 

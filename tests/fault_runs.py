@@ -28,6 +28,7 @@ from unittest import mock
 
 import numpy as np
 from alpaca_live import folder
+from fault_checks import protected
 
 from scalp_nb.feed.bars import MINUTE
 from scalp_nb.order.types import Purpose
@@ -49,7 +50,6 @@ STEP_S = 1.0         # venue seconds in a step
 CALM_S = 0.003       # a step takes at least so long: everybody may read what the last one brought
 BUSY_S = 0.015       # and so long while a request is under way
 STALE_MS = 8_000     # of the configured health limits
-BOUND_S = 60.0       # an open position has a stop at the venue, or an armed one here, or people are told, within so many venue seconds
 READ_S = 0.25        # the broker's time-out, real seconds
 WALL = {"ack_slow": 0.4, "accept_late": 0.4, "http_slow": 0.4, "fill_first": 0.05}   # faults in real seconds, against that time-out
 
@@ -246,44 +246,6 @@ def conserved(s: Story) -> Iterator[str]:
         fees = sum((Decimal(r.data["fee"]) for r in s.of("note:fill")), Decimal(0))
         cash = Decimal(state["book"]["cash"])
         if cash + fees != Decimal(s.truth["cash"]): yield f"4: cash {cash} and fees {fees} against the venue's {s.truth['cash']}"
-
-
-def positions(executions: list[dict[str, Any]], symbol: str) -> list[tuple[int, int]]:
-    "When the venue had a position of a symbol."
-    qty, since, out = Decimal(0), 0, []
-    for e in executions:
-        if e["symbol"] != symbol: continue
-        before, qty = qty, qty + int(e["side"]) * Decimal(e["qty"])
-        if not before: since = int(e["ts"])
-        if not qty: out.append((since, int(e["ts"])))
-    return out + ([(since, 2**62)] if qty else [])
-
-
-def uncovered(span: tuple[int, int], cover: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    "Parts of a span that none of the others covers."
-    at = span[0]
-    for a, b in sorted(cover):
-        if a > at: yield at, min(a, span[1])
-        at = max(at, b)
-        if at >= span[1]: return
-    if at < span[1]: yield at, span[1]
-
-
-def protected(s: Story) -> Iterator[str]:
-    "5: an open position has an exit at the venue, or the trader knows of it and sees its prices, or said that something is wrong."
-    intents = {r.data.intent.id: r.data.intent for r in s.of("command:Submit")}
-    exits = {i.id for i in intents.values() if i.purpose is not Purpose.ENTRY}
-    told = [r.ts for r in s.of("note:health", "note:alert", "note:trip")]
-    learned = {symbol: sorted(r.ts for r in s.of("note:fill") if r.data["symbol"] == symbol) for symbol in s.tape.universe.symbols}
-    bound = int(BOUND_S * SECOND)
-    for symbol in s.tape.universe.symbols:
-        cover = [(o.since, o.until) for o in s.placed if o.symbol == symbol and not o.rejected and (o.id in exits or o.id not in intents)]
-        for span in positions(s.truth["executions"], symbol):
-            for a, b in uncovered(span, cover):
-                if b - a <= bound: continue
-                armed = any(span[0] <= t <= a + bound for t in learned[symbol])
-                warned = any(span[0] <= t <= a + bound for t in told)
-                if not armed and not warned: yield f"5: {symbol} unprotected and unreported for {(b - a) / 1e9:.0f} s from {a}"
 
 
 def fresh(s: Story) -> Iterator[str]:

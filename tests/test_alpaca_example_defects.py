@@ -17,7 +17,8 @@ from alpaca_live import conf, folder, market, until, venue
 pytest.importorskip("alpaca")
 
 from alpaca_faults import HOUSE, config_of, ended, ns, tape_of  # noqa: E402
-from fault_runs import Story, broken, play, positions  # noqa: E402
+from fault_checks import positions  # noqa: E402
+from fault_runs import Story, broken, play  # noqa: E402
 
 from scalp_nb.feed.bars import BAR, BAR_UPDATED, MINUTE, grid  # noqa: E402
 from scalp_nb.feed.calendar import session_for  # noqa: E402

@@ -49,7 +49,7 @@ def config(port: int, **over: Any) -> AlpacaConfig:
 class AlpacaDriver:
     "Steers the practice venue on a stepped clock, with a line between it and the broker."
     universe = UNI
-    faults = frozenset({"reject", "lost_ack", "disconnect", "restart", "halt"})
+    faults = frozenset({"reject", "lost_ack", "disconnect", "restart", "halt", "duplicate", "late"})
     cash = D(100_000)
     hold = False  # the line stays down over a settle
 
@@ -74,6 +74,9 @@ class AlpacaDriver:
         self.proxy = Proxy(self.server.port)
         self.base = 0
         self._open()
+        self.late, self.copies = "late" in faults, 2 if "duplicate" in faults else 1
+        if "duplicate" in faults: self.server.post("fault", fault="update_twice", times=0)
+        if "late" in faults: self.server.post("fault", fault="update_late", times=0, args={"seconds": 0.002})
         if "lost_ack" in faults: self.proxy.modes.add("lost_ack")
         return self.broker
 
@@ -99,12 +102,14 @@ class AlpacaDriver:
         self.server = None
 
     def quiet(self) -> bool:
-        heard = "lost_ack" in self.proxy.modes or self.broker.stats.events + self.base >= self.said
-        return not self.broker._lanes.busy and heard
+        heard = "lost_ack" in self.proxy.modes or self.broker.stats.events + self.base >= self.said * self.copies
+        return not self.broker.busy and heard
 
     def settle(self) -> list[Update]:
         until = time.monotonic() + 10
-        while not self.quiet() and time.monotonic() < until: time.sleep(0.002)
+        while not self.quiet() and time.monotonic() < until:
+            if self.late and self.server is not None: step_clock(self.server.api.desk.clock, MS)   # what is late comes with time
+            time.sleep(0.002)
         assert self.quiet(), "the broker did not come to rest"
         if not self.hold: self.proxy.modes.discard("down")
         self.step(MS)
@@ -159,7 +164,88 @@ class TestAlpaca(BrokerConformance):
         st = self.agree(venue, b, seen)
         assert [(s, q) for s, q, _ in st.positions] == [(venue.universe[0].symbol, -35)] and len(st.orders) == 1
 
+    @pytest.mark.parametrize("faults", [("duplicate",), ("late",), ("duplicate", "late")], ids="+".join)
+    def test_updates_twice_and_out_of_order(self, venue: AlpacaDriver, faults: tuple[str, ...]) -> None:
+        "The suite waits for repetitions at the client; this broker drops them, and counts them."
+        b, seen = self.start(venue, *faults)
+        buy, sell = self.order(venue, b, Side.BUY, 50, "100.1"), self.order(venue, b, Side.SELL, 40, "99.9", sym=1)
+        self.send(venue, b, seen, buy, sell)
+        b.cancel(sell.id, venue.now)
+        seen.add(venue.settle())
+        assert (seen.filled(buy.id), seen.filled(sell.id)) == (50, 40)
+        assert len([u for u in seen.log if u.kind is K.FILL]) == len(seen.fills) >= 4
+        assert (venue.broker.stats.duplicates >= len(seen.fills)) is ("duplicate" in faults)
+        assert venue.server is not None and {f["fault"] for f in venue.server.get("faults")} == {
+            {"duplicate": "update_twice", "late": "update_late"}[f] for f in faults}
+        self.agree(venue, b, seen)
+
     # ---- what the fact sheet says goes wrong
+    def test_a_thousand_questions_are_a_few_requests_and_no_cancel_waits(self, venue: AlpacaDriver) -> None:
+        "A trader that could not run for minutes asks for all that time at once: see `_look`."
+        b, seen = self.start(venue)
+        orders = [self.order(venue, b, Side.BUY, 1, "99.5", sym=k % 2) for k in range(10)]
+        self.send(venue, b, seen, *orders)
+        before = venue.broker.stats.requests
+        for _ in range(200):
+            for i in orders: b.query(i.id, venue.now)
+        began = time.monotonic()
+        for i in orders: b.cancel(i.id, venue.now)
+        wait_until(lambda: not venue.broker._lanes.busy)
+        assert time.monotonic() - began < 1.0
+        seen.add(venue.settle())
+        assert all({K.STATUS, K.CANCELED} <= set(seen.kinds[i.id]) for i in orders)
+        assert venue.broker.stats.requests - before <= 10 + 4 * 10   # ten cancels; a look-up or a few of each
+
+    def test_look_ups_leave_the_reserve_to_cancels_and_exits(self, venue: AlpacaDriver) -> None:
+        b, seen = self.start(venue)
+        rest, held = self.order(venue, b, Side.BUY, 1, "99.5"), self.order(venue, b, Side.BUY, 10, "100.05", sym=1)
+        self.send(venue, b, seen, rest, held)
+        venue.broker._budget.per_minute, venue.broker._budget.reserve = venue.broker._budget.used + 20, 15
+        for k in range(40): b.query(f"nobody-knows-{k}", venue.now)
+        seen.add(venue.settle())
+        assert {k[-1] for i, k in seen.kinds.items() if i.startswith("nobody")} == {K.NOT_FOUND, K.NO_ANSWER}
+        b.cancel(rest.id, venue.now)
+        out = replace(self.order(venue, b, Side.SELL, 10, "99.9", sym=1), purpose=Purpose.EXIT)
+        self.send(venue, b, seen, out)
+        assert K.CANCELED in seen.kinds[rest.id] and seen.filled(out.id) == 10
+
+    def test_keys_that_expire_end_entries_and_exits_go_on_trying(self, venue: AlpacaDriver) -> None:
+        b, seen = self.start(venue)
+        self.send(venue, b, seen, self.order(venue, b, Side.BUY, 10, "100.05"))
+        venue.broker.news()
+        assert venue.server is not None
+        venue.server.post("fault", fault="keys_expire", args={"seconds": 30.0})
+        entry = self.order(venue, b, Side.BUY, 10, "100.05", sym=1)
+        out = [replace(self.order(venue, b, Side.SELL, 10, "99.9"), purpose=Purpose.EXIT) for _ in range(2)]
+        sent = venue.broker.stats.submits
+        self.send(venue, b, seen, entry, out[0])
+        assert {seen.last(i.id, K.REJECT).reason for i in (entry, out[0])} == {"keys"}
+        assert venue.broker.stats.submits == sent + 1   # the exit was tried, the entry was not
+        (down,) = venue.broker.news()
+        assert down.kind == "down" and "no longer accepts the API keys" in down.text and "exits are tried" in down.text
+        with pytest.raises(BrokerError, match="were good before"): b.state(venue.now)
+        venue.step(31 * 10**9)
+        self.send(venue, b, seen, out[1])
+        assert seen.filled(out[1].id) == 10 and [n.kind for n in venue.broker.news()] == ["up"]
+        self.agree(venue, b, seen)
+
+    def test_a_clock_that_drifts_away_in_mid_session_ends_entries(self, venue: AlpacaDriver) -> None:
+        b, seen = self.start(venue)
+        venue.broker.news()
+        assert venue.server is not None
+        venue.server.post("fault", fault="clock_skew", args={"seconds": 30.0, "skew": 3.0})
+        entries = [self.order(venue, b, Side.BUY, 10, "100.05", sym=int(k > 0)) for k in range(3)]
+        self.send(venue, b, seen, entries[0], entries[1])
+        assert {seen.last(i.id, K.REJECT).reason for i in entries[:2]} == {"clock_skew"}
+        (down,) = venue.broker.news()
+        assert down.kind == "down" and "+3.0 s from ours" in down.text
+        out = replace(self.order(venue, b, Side.SELL, 5, "99.9"), purpose=Purpose.EXIT)
+        self.send(venue, b, seen, out)
+        assert seen.filled(out.id) == 5
+        venue.step(31 * 10**9)
+        self.send(venue, b, seen, entries[2])
+        assert seen.filled(entries[2].id) == 10 and [n.kind for n in venue.broker.news()] == ["up"]
+
     def test_an_execution_heard_twice_is_told_once(self, venue: AlpacaDriver) -> None:
         b, seen = self.start(venue)
         heard: list[bytes] = []

@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -350,3 +351,59 @@ def test_frames_of_alpacas_own_pages() -> None:
             d.put(m, 1)
     assert {"t", "q", "b", "d", "s", "error", "success", "subscription"} <= kinds.keys() and d.malformed == 0
     assert (len(d.take_rows()), len(d.take_bars())) == (2, 1)
+
+
+# ---- crypto: whole books
+
+def recorded_book(n: int) -> list[dict[str, Any]]:
+    "A recorded book of a crypto venue in Alpaca's words: a snapshot, then changes, size 0 where a level is gone."
+    with zipfile.ZipFile(realdata("lob_crypto/bybit_XRPUSDT_2024-12-01_ob500.zip")) as z, z.open(z.namelist()[0]) as lines:
+        found = [json.loads(line) for _, line in zip(range(n), lines, strict=False)]
+    def side(levels: list[list[str]]) -> list[dict[str, float]]: return [{"p": float(p), "s": float(s)} for p, s in levels]
+    return [{"T": "o", "S": "XRP/USD", "t": stamp(m["ts"] * 1_000_000), "b": side(m["data"]["b"]), "a": side(m["data"]["a"]),
+             **({"r": True} if m["type"] == "snapshot" else {})} for m in found]
+
+
+def best_five(messages: list[dict[str, Any]]) -> list[tuple[list[tuple[float, float]], list[tuple[float, float]]]]:
+    "The same books kept the plain way: five best levels a side after every message."
+    out, bids, asks = [], dict[float, float](), dict[float, float]()
+    for m in messages:
+        if m.get("r"): bids, asks = {}, {}
+        for book, levels in ((bids, m["b"]), (asks, m["a"])):
+            for lv in levels: book[lv["p"]] = lv["s"]
+        out.append(([(p, bids[p]) for p in sorted(bids, reverse=True) if bids[p]][:5], [(p, asks[p]) for p in sorted(asks) if asks[p]][:5]))
+    return out
+
+
+def test_crypto_books_have_five_levels_and_wait_for_a_snapshot_after_a_gap() -> None:
+    """Real books over a socket: every row shows the five best levels; after a torn connection changes alone show nothing until a snapshot comes."""
+    messages, asked, lives = recorded_book(400), list[dict[str, Any]](), list[int]()
+    first, again = messages[:300], [m for m in messages[300:] if not m.get("r")]
+    book = {"b": [{"p": 2.0, "s": 5.0}], "a": [{"p": 2.1, "s": 6.0}, {"p": 2.2, "s": 7.0}]}
+    last = {"T": "o", "S": "XRP/USD", "t": stamp(START), "r": True, **book}
+    def script(ws: ServerConnection) -> None:
+        asked.append(json.loads(ws.recv()))
+        channels = {k: v for k, v in asked[-1].items() if k != "action"}
+        ws.send(msgpack.packb([{"T": "subscription", **channels}]))
+        lives.append(1)
+        for m in first if len(lives) == 1 else [*again, last]: ws.send(msgpack.packb([m]))
+        if len(lives) == 1: return   # the connection ends
+        for _ in ws: pass
+    uni = Universe("coins", (Instrument("XRP/USD", "US", currency="USD"),))
+    with stream(script) as port:
+        feed = AlpacaFeed(uni, config(port, source="crypto"), "PK", "S")
+        assert feed.capabilities.levels == 5 and not feed.capabilities.whole_book_totals
+        feed.start(0)
+        d = Drive(feed)
+        d.until(lambda: d.n_rows >= len(first) + 1)
+        feed.close()
+    rows, want = np.concatenate(d.rows), best_five(first)
+    assert set(asked[0]) - {"action"} == {"bars", "updatedBars", "trades", "orderbooks"} and asked[0]["orderbooks"] == ["XRP/USD"]
+    assert len(rows) == len(first) + 1 and feed.stats.connects == 2 and feed.stats.malformed == 0
+    for row, (bids, asks) in zip(rows, want, strict=False):
+        for side, levels in (("bid", bids), ("ask", asks)):
+            assert list(zip(row[f"{side}_px"].tolist(), row[f"{side}_qty"].tolist(), strict=True)) == levels
+    assert len({row["bid_qty"].tobytes() for row in rows}) > 40   # the books move
+    assert rows["ts"][:-1].tolist() == [m["t"].to_unix_nano() for m in first] and not (rows["flags"][:-1] & FLAG_GAP).any()
+    end = rows[-1]                                                # nothing of the changes before it
+    assert end["flags"] & FLAG_GAP and end["bid_px"][0] == 2.0 and end["ask_qty"][:2].tolist() == [6.0, 7.0] and np.isnan(end["ask_px"][2:]).all()

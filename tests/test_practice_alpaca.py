@@ -37,7 +37,7 @@ from alpaca.trading.requests import (  # noqa: E402
 from scalp_nb.feed.recorder import write_parquet  # noqa: E402
 from scalp_nb.practice.alpaca import PracticeServer  # noqa: E402
 from scalp_nb.practice.alpaca_orders import AlpacaTerms  # noqa: E402
-from scalp_nb.practice.faults import CATALOGUE, random_script, read_script  # noqa: E402
+from scalp_nb.practice.faults import ALPACA_KINDS, ALPACA_MORE, random_script, read_script  # noqa: E402
 from scalp_nb.practice.venue import make_tape, walk_tape  # noqa: E402
 
 TAPE = walk_tape(seconds=900)
@@ -427,6 +427,91 @@ def test_a_mute_socket_stays_open_and_a_new_one_speaks() -> None:
         dial(s).close()
 
 
+def test_orders_endpoints_that_lag_behind() -> None:
+    """An order taken a moment ago is unknown there, its execution is not; a cancel reaches it all the same."""
+    with serve({"fault": "orders_lag", "at": 5.0, "args": {"seconds": 60.0, "lag": 5.0}}) as s:
+        s.step(3)
+        c = trading_client(s)
+        old = c.submit_order(limit(50, client_order_id="old"))
+        s.step(12)
+        new, rest = c.submit_order(market(client_order_id="new")), c.submit_order(limit(51, client_order_id="rest"))
+        assert refused(lambda: c.get_order_by_client_id("new")).status_code == refused(lambda: c.get_order_by_id(new.id)).status_code == 404
+        assert [o.id for o in c.get_orders()] == [old.id]
+        assert [f["order_id"] for f in c.get("/account/activities/FILL")] == [str(new.id)]
+        c.cancel_order_by_id(rest.id)
+        s.step(4.5)
+        assert refused(lambda: c.get_order_by_client_id("rest")).status_code == 404
+        s.step(1)
+        assert c.get_order_by_client_id("new").status == "filled" and c.get_order_by_client_id("rest").status == "canceled"
+        c.cancel_order_by_id(old.id)
+        assert c.get_order_by_id(old.id).status == "new"      # not there yet
+        s.step(60)
+        assert c.get_order_by_id(old.id).status == "canceled" and c.get_orders() == []
+
+
+def test_keys_that_expire_are_refused_everywhere_and_open_streams_stay() -> None:
+    from websockets.sync.client import connect
+    with serve() as s:
+        s.step(3)
+        c, heard = trading_client(s), list[Any]()
+        from alpaca.trading.stream import TradingStream
+        stream = TradingStream(s.terms.key, s.terms.secret, url_override=s.stream_url)
+        async def hear(x: Any) -> None: heard.append(x)
+        stream.subscribe_trade_updates(hear)
+        with running(stream):
+            until(lambda: [x for x in s.get("truth")["lines"] if x["listening"]])
+            c.submit_order(limit(50, client_order_id="rest"))
+            s.post("fault", fault="keys_expire", args={"seconds": 30.0})
+            assert refused(lambda: c.get_account()).status_code == refused(lambda: c.submit_order(market())).status_code == 401
+            with connect(s.stream_url) as ws:
+                ws.send(f'{{"action": "auth", "key": "{s.terms.key}", "secret": "{s.terms.secret}"}}')
+                assert b"unauthorized" in ws.recv(timeout=5)
+            s.step(31)
+            c.cancel_orders()
+            until(lambda: [x.event for x in heard] == ["new", "canceled"])
+        assert len(s.get("truth")["orders"]) == 1
+
+
+def test_late_corrected_and_cancelled_trades_reach_the_sdk_and_change_their_bar() -> None:
+    from alpaca.data.live import StockDataStream
+    kinds = ("late", "corrected", "canceled")
+    with serve(*({"fault": f"print_{how}", "nth": 5 + k, "match": "AAPL", "args": {"seconds": 70.0}} for k, how in enumerate(kinds))) as s:
+        got: dict[str, list[Any]] = {k: [] for k in ("bars", "again", "fixed")}
+        stream = StockDataStream(s.terms.key, s.terms.secret, url_override=s.data_url)
+        async def bars(x: Any) -> None: got["bars"].append(x)
+        async def again(x: Any) -> None: got["again"].append(x)
+        async def fixed(x: Any) -> None: got["fixed"].append(x)
+        stream.subscribe_bars(bars, "AAPL")
+        stream.subscribe_updated_bars(again, "AAPL")
+        stream.subscribe_trades(fixed, "AAPL")
+        stream.register_trade_corrections(fixed)
+        stream.register_trade_cancels(fixed)
+        def asked() -> float:
+            r = httpx.get(f"{s.url}/v2/stocks/AAPL/bars", params={"timeframe": "1Min", "limit": 1}, headers=keys(s))
+            return float(r.json()["bars"][0]["v"])
+        with running(stream):
+            until(lambda: [e for e in s.get("events") if e["kind"] == "subscribe"])
+            s.step(61)
+            until(lambda: got["bars"])
+            assert asked() == 590
+            s.step(60)
+            until(lambda: got["again"] and len([x for x in got["fixed"] if type(x).__name__ in ("TradeCorrection", "TradeCancel")]) == 2)
+            assert asked() == 590
+    assert (got["bars"][0].volume, got["again"][0].volume, got["bars"][0].timestamp) == (590, 590, got["again"][0].timestamp)
+    assert got["again"][0].low < got["bars"][0].low     # a trade was corrected downwards
+
+
+def test_a_part_of_a_position_is_closed_as_finely_as_the_exchange_trades(server: PracticeServer) -> None:
+    c = trading_client(server)
+    c.submit_order(market(qty=10))
+    assert c.close_position("AAPL", ClosePositionRequest(percentage="33.3333333333")).qty == "3.333333"
+    server.step(2)
+    assert c.get_open_position("AAPL").qty == "6.666667"
+    c.close_position("AAPL")
+    server.step(2)
+    assert server.get("truth")["positions"] == {}
+
+
 # ---- memory, seeds, invariants
 
 
@@ -451,7 +536,7 @@ def test_a_restarted_server_remembers(tmp_path: Path) -> None:
 def session(seed: int, state: Path) -> tuple[Any, Any]:
     "Random requests against random faults; nothing but the seed decides."
     rng = np.random.default_rng(seed)
-    kinds = [k for k, v in CATALOGUE.items() if "slow" not in k and k not in ("accept_late", "fill_first")]
+    kinds = [k for k in ALPACA_KINDS + ALPACA_MORE if "slow" not in k and k not in ("accept_late", "fill_first")]
     with PracticeServer(TAPE, AlpacaTerms(seed=seed, partial_prob=0.3), 0.0, state=state, script=random_script(seed, 300, 8, kinds), seed=seed) as s:
         s.step(3)
         ids: list[str] = []

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DONE', 'AlpacaTerms', 'Refused', 'bad_input', 'bad_order', 'forbidden', 'Ticket', 'Orders', 'new_id', 'stable_id',
-           'stamp', 'num', 'order_json', 'asset_id', 'save', 'say', 'start', 'follow', 'hear', 'check_tick',
+           'stamp', 'num', 'order_json', 'asset_id', 'save', 'behind', 'say', 'start', 'follow', 'hear', 'check_tick',
            'read_order', 'read_legs', 'reserved_qty', 'check_available', 'check_wash', 'check_money', 'submit', 'find',
            'find_client', 'cancel', 'replace', 'open_orders', 'attach']
 
@@ -13,6 +13,7 @@ import hashlib
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from dataclasses import replace as replace_fields
 from decimal import Decimal, DecimalException
 from typing import Annotated, Any
 
@@ -119,6 +120,7 @@ class Orders:
     tell: list[Callable[[dict[str, Any]], None]] = field(default_factory=list)  # told each trade update
     log: EventLog | None = None
     counts: dict[str, int] = field(default_factory=dict)
+    past: dict[str, list[Ticket]] = field(default_factory=dict)  # what each ticket was, by the time of its last change
 
 def new_id(
     o: Orders,  # whose seed and counters
@@ -186,7 +188,19 @@ def save(
 ) -> None:
     "Remember a ticket."
     t.updated = o.desk.at
+    _remember(o, t)
     if o.log is not None: o.log.append(orjson.loads(orjson.dumps(asdict(t), default=str)))
+
+def _remember(o: Orders, t: Ticket) -> None:
+    o.past.setdefault(t.id, []).append(replace_fields(t, times=dict(t.times), legs=list(t.legs)))
+
+def behind(
+    o: Orders,  # all orders
+    ts: int,  # ns UTC
+) -> Orders:  # to look at, not to work with
+    "The orders as they were: what an endpoint that lags shows."
+    tickets = {i: then[-1] for i, versions in o.past.items() if (then := [v for v in versions if v.updated <= ts])}
+    return Orders(o.desk, o.terms, tickets, {t.client_id: i for i, t in tickets.items()})
 
 def say(
     o: Orders,  # all orders
@@ -690,6 +704,7 @@ def _restore(o: Orders, r: dict[str, Any]) -> None:
     t = Ticket(**{**r, **{k: Decimal(r[k]) if r[k] is not None else None for k in money}})
     o.tickets[t.id] = t
     o.by_client[t.client_id] = t.id
+    _remember(o, t)
 
 # %% ../../nbs/practice/02_alpaca_orders.ipynb #b77bcccf
 def _recount(o: Orders) -> None:

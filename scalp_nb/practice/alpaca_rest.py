@@ -20,9 +20,9 @@ from typing import Any
 from ..broker.paper import PaperConfig, open_log
 from .alpaca_json import account_json, asset_json, bar_of, calendar_json, clock_json, fill_json, known_bars, known_quotes, known_trades
 from .alpaca_json import position_json, positions_at, quote_of, trade_of
-from .alpaca_orders import AlpacaTerms, Orders, Refused, Ticket, asset_id, bad_input, cancel, find, find_client
+from .alpaca_orders import AlpacaTerms, Orders, Refused, Ticket, asset_id, bad_input, behind, cancel, find, find_client
 from .alpaca_orders import open_orders, order_json, replace, stamp, submit
-from .alpaca_streams import Hub, attach_market
+from .alpaca_streams import Hub, attach_market, bar_now
 from .faults import Fault, Schedule
 from .venue import Desk, Tape, open_desk, seek, start_clock
 from .wire import Ask, Reply, lasting, same
@@ -62,11 +62,18 @@ def _time(ask: Ask, name: str) -> int | None:
 # %% ../../nbs/practice/05_alpaca_rest.ipynb #03288a1b
 def post_order(api: Api, ask: Ask) -> Reply: return Reply(200, submit(api.orders, ask.body))
 
+def _shown_orders(api: Api) -> Orders:
+    "Orders as the endpoints have them: a fault lets them lag behind what has happened."
+    late = lasting(api, "orders_lag")
+    return behind(api.orders, api.desk.at - int(late.number("lag") * 1e9)) if late else api.orders
+
 def get_order(api: Api, ask: Ask) -> Reply:
-    return Reply(200, order_json(api.orders, find(api.orders, ask.part[0]), _flag(ask, "nested", True)))
+    o = _shown_orders(api)
+    return Reply(200, order_json(o, find(o, ask.part[0]), _flag(ask, "nested", True)))
 
 def get_by_client(api: Api, ask: Ask) -> Reply:
-    return Reply(200, order_json(api.orders, find_client(api.orders, ask.query.get("client_order_id", ""))))
+    o = _shown_orders(api)
+    return Reply(200, order_json(o, find_client(o, ask.query.get("client_order_id", ""))))
 
 def patch_order(api: Api, ask: Ask) -> Reply: return Reply(200, replace(api.orders, find(api.orders, ask.part[0]), ask.body))
 
@@ -95,12 +102,13 @@ def _listed(ask: Ask, t: Ticket) -> bool:
 def get_orders(api: Api, ask: Ask) -> Reply:
     "GET /v2/orders: newest first, at most 500."
     nested = _flag(ask, "nested")
-    all_ = api.orders.tickets
+    o = _shown_orders(api)
+    all_ = o.tickets
     if nested: found = [t for t in all_.values() if not t.parent and any(_listed(ask, x) for x in (t, *(all_[i] for i in t.legs)))]
     else: found = [t for t in all_.values() if _listed(ask, t) and t.status != "held"]
     found.sort(key=lambda t: t.created)
     if ask.query.get("direction", "desc") == "desc": found.reverse()
-    return Reply(200, [order_json(api.orders, t, nested) for t in found[:_count(ask, "limit", 50, 500)]])
+    return Reply(200, [order_json(o, t, nested) for t in found[:_count(ask, "limit", 50, 500)]])
 
 # %% ../../nbs/practice/05_alpaca_rest.ipynb #a7f3adab
 def _held_symbol(api: Api, name: str) -> tuple[int, Any]:
@@ -125,6 +133,7 @@ def delete_position(api: Api, ask: Ask) -> Reply:
     qty, share = ask.query.get("qty"), ask.query.get("percentage")
     if qty and share: raise bad_input("only one of qty or percentage is accepted")
     amount = Decimal(qty) if qty else abs(p.qty) * Decimal(share) / 100 if share else abs(p.qty)
+    amount = amount.quantize(Decimal("1e-6"), "ROUND_DOWN").normalize()   # as fine as the exchange behind it; what is left stays held
     return Reply(200, submit(api.orders, _closing(api, sym, p.qty, amount)))
 
 def _closing(api: Api, sym: int, held: Decimal, amount: Decimal) -> dict[str, Any]:
@@ -203,8 +212,11 @@ def _check_feed(api: Api, ask: Ask, end: int) -> None:
 def _series(api: Api, ask: Ask, kind: str, sym: int) -> list[tuple[int, dict[str, Any]]]:
     "Everything of one kind and symbol, with times."
     if kind == "bars":
-        bars = known_bars(api.desk, ask.query.get("timeframe", "1Min"))
-        return [(int(b["ts"]), bar_of(b)) for b in bars[bars["sym"] == sym]]
+        frame = ask.query.get("timeframe", "1Min")
+        bars = known_bars(api.desk, frame)
+        bars = bars[bars["sym"] == sym]
+        if frame != "1Min": return [(int(b["ts"]), bar_of(b)) for b in bars]   # longer ones as recorded, whatever became of a trade
+        return [(int(b["ts"]), now) for b in bars if (now := bar_now(api.hub, b)) is not None]
     if kind == "quotes": return [(int(r["ts"]), quote_of(r)) for r in known_quotes(api.desk, sym)]
     rows, qty = known_trades(api.desk, sym)
     return [(int(r["ts"]), trade_of(r, float(q), k)) for k, (r, q) in enumerate(zip(rows, qty, strict=True), 1)]
@@ -228,7 +240,7 @@ def _latest(api: Api, kind: str, sym: int) -> dict[str, Any] | None:
     if kind == "bars":
         bars = known_bars(api.desk)
         bars = bars[bars["sym"] == sym]
-        return {"t": stamp(int(bars[-1]["ts"])), **bar_of(bars[-1])} if len(bars) else None
+        return {"t": stamp(int(bars[-1]["ts"])), **(bar_now(api.hub, bars[-1]) or bar_of(bars[-1]))} if len(bars) else None
     if kind == "quotes":
         row = api.desk.venue.books[sym]
         return {"t": stamp(int(row["ts"])), **quote_of(row)} if int(row["ts"]) else None
@@ -281,7 +293,8 @@ def unauthorised(
 ) -> Reply | None:
     "The answer to wrong keys."
     terms = api.orders.terms
-    if same(headers.get("apca-api-key-id", ""), terms.key) and same(headers.get("apca-api-secret-key", ""), terms.secret): return None
+    good = same(headers.get("apca-api-key-id", ""), terms.key) and same(headers.get("apca-api-secret-key", ""), terms.secret)
+    if good and not lasting(api, "keys_expire"): return None
     if path.startswith("/v2/stocks"): return Reply(403, {"message": "forbidden."})
     return Reply(401, {"code": 40110000, "message": "request is not authorized"})
 

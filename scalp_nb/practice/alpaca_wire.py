@@ -80,6 +80,7 @@ def begin(
     if f.fault in ("updates_down", "data_down", "server_restart"):
         api.hub.down.update(dict.fromkeys(paths, until))
         for line in [x for x in api.hub.lines if x.path in paths]: line.abort()
+    if f.fault == "keys_expire": api.hub.locked = until
     if f.fault == "server_restart": at_time(api.desk, until, lambda ts: reload(api))
 
 def _halt(api: Api, f: Fault, until: int) -> None:
@@ -107,6 +108,7 @@ def connect_faults(
     "Hang the script on the wire and on the clock."
     def name(data: dict[str, Any]) -> str: return f"{data['event']} {data['order']['symbol']}"
     api.hub.update_gate, api.hub.frame_gate = update_gate(api, name, lambda data: send_update(api.hub, data)), frame_gate(api)
+    api.hub.print_gate = lambda symbol: next(iter(strikes(api, "print", symbol)), None)
     hang_script(api, lambda f: begin(api, f))
 
 def add_fault(

@@ -348,10 +348,11 @@ def account_config(
 ) -> "AlpacaConfig":
     "What the broker is opened with."
     from scalp_nb.broker.alpaca import AlpacaConfig
-    values: dict[str, Any] = {"paper": venue.broker != "alpaca_live", **venue.alpaca.account}
+    values: dict[str, Any] = {"paper": venue.broker != "alpaca_live", "max_skew_s": venue.alpaca.max_skew_s, **venue.alpaca.account}
     if at is None: return AlpacaConfig(**values)
     plain = AlpacaConfig(**values)
-    scaled = {"per_minute": min(10_000, int(plain.per_minute * max(speed, 1))), "reserve": min(5_000, int(plain.reserve * max(speed, 1)))}
+    scaled: dict[str, Any] = {"max_skew_s": min(3600.0, plain.max_skew_s * max(speed, 1))}
+    scaled |= {"per_minute": min(10_000, int(plain.per_minute * max(speed, 1))), "reserve": min(5_000, int(plain.reserve * max(speed, 1)))}
     return AlpacaConfig(**{**values, **scaled, "url": at.trade, "stream_url": at.updates})
 
 def feed_config(
