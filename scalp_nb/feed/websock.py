@@ -210,6 +210,7 @@ class WebSock:
         self.sock, self.fd, self.ended = sock, int(sock.fileno()), ""
         self.heard = self.pinged = self.ponged = time.monotonic()
         self._tls = isinstance(sock, TlsLine)
+        self.received = 0  # bytes of the last receipt
         self._poll = select.poll()
         self._poll.register(self.fd, select.POLLIN)
         self._out = bytearray()
@@ -313,6 +314,7 @@ def _allot(ws: "WebSock", size: int, old: bytes) -> None:
 # %% ../../nbs/feed/19_websock.ipynb #18478f21
 def _fill(ws: "WebSock") -> bool:
     "Receive what has arrived, as far as the buffer has room."
+    ws.received = 0
     if ws._end == ws._size: return False
     try: n = ws.sock.recv_into(ws._view[ws._end:])  # all there is, or all that fits
     except BlockingIOError: return False
@@ -321,6 +323,7 @@ def _fill(ws: "WebSock") -> bool:
         ws.ended = ws.ended or "closed without a word"
         raise SocketError(f"websocket ended: {ws.ended}", next_step="connect again")
     ws._end += n
+    ws.received = n
     ws.heard = time.monotonic()
     return True
 
