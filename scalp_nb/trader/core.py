@@ -404,6 +404,7 @@ def forget_recent(t: Trader, sym: int, ts: int) -> None:
     horizon = ts - int(t.limits.duplicate_window_s * SECOND)
     if any(at <= horizon for at in t.recent.get(sym, {}).values()): del t.recent[sym]
 
+# %% ../../nbs/trader/10_core.ipynb #f58abdde
 def send_entry(t: Trader, c: Candidate, ts: int, qty: Decimal, limit: Decimal, ref: Decimal, judgement: dict[str, Any], out: list[Command],
                parent: str = "") -> str:
     "Turn an allowed candidate into a durable intent; its id, empty when a rule of the venue refuses it. The parent is the entry it chases."
