@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['WORTH_A_STATE', 'COMMIT_S', 'SLICE', 'WAIT_S', 'EXIT_OK', 'EXIT_NOT_FLAT', 'EXIT_CONFIG', 'EXIT_REFUSED',
            'EXIT_FAILED', 'EXITS', 'correlation', 'fill_of', 'StoreLedger', 'picture', 'bound_of', 'bounds_of', 'Run',
-           'preload', 'resume_row', 'kept_bars', 'begin', 'connect', 'venue_time', 'tell', 'write_log', 'request',
-           'stop', 'interruptions', 'lease_ended', 'heard', 'ending', 'ask', 'trade', 'last_moment', 'trade_live',
-           'nap', 'drain', 'finish', 'drain_live', 'run_session', 'failed', 'emergency', 'close', 'arguments',
-           'configured', 'main']
+           'preload', 'resume_row', 'kept_bars', 'keep_bars', 'begin', 'connect', 'venue_time', 'tell', 'write_log',
+           'request', 'stop', 'interruptions', 'lease_ended', 'heard', 'ending', 'ask', 'trade', 'last_moment',
+           'trade_live', 'nap', 'drain', 'finish', 'drain_live', 'run_session', 'failed', 'emergency', 'close',
+           'arguments', 'configured', 'main']
 
 # %% ../../nbs/trader/13_session.ipynb #29fbcb5a
 import argparse
@@ -21,7 +21,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -215,6 +215,16 @@ def kept_bars(
     return tuple((r["ts"], *(r[f] for f in BAR_FIELDS[1:6]), math.nan if r["vwap"] is None else r["vwap"], r["trades"] or 0, at[r["symbol"]], 0)
                  for r in rows)
 
+def keep_bars(
+    store: Store,  # of the account
+    universe: Universe,  # what the rows' index means
+    rows: Iterable[BarRow],  # closed bars the store may not have
+) -> None:
+    "Keep a venue's bars: whoever begins again asks for less."
+    for ts, *ohlcv, vwap, trades, sym, flags in rows:
+        if not flags & BAR_VOID: store.put_bar(universe[sym].symbol, ts, ohlcv, None if math.isnan(vwap) else vwap, trades)
+
+# %% ../../nbs/trader/13_session.ipynb #291c142b
 def begin(run: Run) -> None:
     "Open the books, build trader and venue, reconcile."
     cfg = run.cfg
@@ -245,7 +255,7 @@ def begin(run: Run) -> None:
     run.runner.start(max(at, run.runner.trader.now), recovered, history)
     run.store.commit(sync=True)
 
-# %% ../../nbs/trader/13_session.ipynb #177f5edb
+# %% ../../nbs/trader/13_session.ipynb #49452b51
 def connect(
     run: Run,  # books and broker are open
     setup: Setup,  # of the session
@@ -263,8 +273,12 @@ def connect(
     run.line.updates, run.runner.later = v.broker.news, auditor.soon
     feed.watch(v.broker.wake_fd)  # type: ignore[attr-defined]
     feed.start(pace.now())
-    history, where = warm_history(setup, feed, kept_bars(run.store, setup.universe), pace.now())
+    kept = kept_bars(run.store, setup.universe, setup.bar_days[0].open_ts)
+    source = feed if v.past is None else v.past(bool(kept) and kept[-1][0] >= setup.sessions[0].open_ts)
+    history, where = warm_history(setup, source, kept, pace.now())
     if where: run.store.append("run:history", pace.now(), {"bars": len(history), "where": where})
+    known = {(b[0], b[8]): b[:6] for b in kept}
+    keep_bars(run.store, setup.universe, (b for b in history if known.get((b[0], b[8])) != b[:6]))
     return history
 
 def venue_time(broker: Broker) -> int:

@@ -205,6 +205,7 @@ class Opened:
     look: Look | None = None                        # at the venue's clock
     tradable: Callable[[], str] = str               # refuses symbols that cannot be traded; "" or what is worth knowing
     where: str = ""                                 # the broker's address
+    past: Callable[[bool], Any] | None = None       # what has `history`, asked whether the day's trading goes on; None: the feed
 
 def shut(v: Opened) -> None:
     "Let go of what was opened and not used."
@@ -239,12 +240,12 @@ def short_of(
     universe: Universe,
     need: int,  # bars of each symbol
     newest: int,  # start of the newest finished bar, ns
-) -> tuple[str, ...]:  # symbols to ask for
+) -> tuple[str, ...]:  # symbols to ask for, those with the fewest bars first
     "Symbols whose kept bars do not reach, back far enough or up to now."
     n = np.bincount(kept["sym"], minlength=len(universe))
     last = np.zeros(len(universe), np.int64)
     np.maximum.at(last, kept["sym"], kept["ts"])
-    return tuple(s for i, s in enumerate(universe.symbols) if n[i] < need or last[i] < newest)
+    return tuple(universe.symbols[i] for i in np.argsort(n, kind="stable") if n[i] < need or last[i] < newest)
 
 def joined(
     kept: Bars,  # from the store
@@ -260,7 +261,7 @@ def joined(
 
 def warm_history(
     setup: Setup,  # of the session
-    feed: Any,  # with `history`
+    feed: Any,  # with `history`, and `told` where it says what is missing
     kept: tuple[BarRow, ...],  # closed bars of the store
     now: int,  # ns UTC
 ) -> tuple[tuple[BarRow, ...], str]:  # for `Runner.start`; where they came from
@@ -274,7 +275,8 @@ def warm_history(
     try: got = feed.history(need * (size // MINUTE), now, missing)
     except FeedError as e: return bar_rows(last_of(mine, need)), f"{len(mine)} bars from the store; the venue's history failed: {e}"
     fresh = got if size == MINUTE else whole(resample(got, MINUTE, grid(size, setup.bar_days)), size, now)
-    return bar_rows(last_of(joined(mine, fresh), need)), f"{len(mine)} bars from the store, {len(fresh)} of {len(missing)} symbols asked for"
+    where = f"{len(mine)} bars from the store, {len(fresh)} of {len(missing)} symbols asked for"
+    return bar_rows(last_of(joined(mine, fresh), need)), "; ".join(filter(None, (where, getattr(feed, "told", str)())))
 
 def whole(bars: Bars, size: int, now: int) -> Bars:
     "Bars that have ended."
@@ -463,6 +465,7 @@ def open_angel(
     environ: Mapping[str, str],  # the environment
 ) -> Opened:
     "Clock, instrument master, login, feed and broker of an Angel One account; nothing is subscribed or sent."
+    from scalp_nb.broker.angel_history import Candles
     from scalp_nb.broker.angel_one import AngelBroker
     from scalp_nb.broker.angel_sdk import AngelLogin
     from scalp_nb.feed.angel_one import AngelFeed
@@ -482,5 +485,7 @@ def open_angel(
     except Exception:
         broker.close(pace.now())
         raise
+    def past(goes_on: bool) -> Candles:
+        return Candles(universe, account, broker.session, pace.now, account.history_s if goes_on else account.history_first_s)
     return Opened(Market(empty_depth(0), universe, feed.capabilities, day, ""), pace, feed, broker, look, lambda: master_says(master, universe),
-                  account.url)
+                  account.url, past)
