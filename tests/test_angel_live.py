@@ -87,7 +87,7 @@ def test_the_shipped_configuration_on_a_short_day(tmp_path):
     assert len({i.id for i in submits if i.purpose is Purpose.ENTRY and not i.parent}) >= len(run.round_trips) > 0
     assert len(run.round_trips) <= 10 and {"stop", "target"} & set(run.round_trips["reason"])
     assert "the practice venue of this machine" in said and "all 8 symbols in the instrument master" in said and "five levels" in said
-    assert "specification's target" in said and "60.0 %" in said
+    assert "a target, not a forecast" in said and "60.0 %" in said
     again = replay_run(run_dir)
     assert again.ok and again.commands > 20, again.first
 
@@ -131,7 +131,7 @@ def begun_to_die(run_dir: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("phase", [p if p == "lost" else pytest.param(p, marks=pytest.mark.soak) for p in PHASES])
+@pytest.mark.parametrize("phase", [p if p == "stop" else pytest.param(p, marks=pytest.mark.soak) for p in PHASES])
 def test_a_session_killed_in_a_phase_goes_on_with_the_venues_books(phase, tmp_path):
     over, script, terms = PHASES[phase]
     tape, speed = kept_long(), 20.0
