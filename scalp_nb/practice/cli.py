@@ -9,6 +9,7 @@ __all__ = ['app', 'choose_tape', 'choose_nse', 'choose_script', 'settings', 'ang
 # %% ../../nbs/practice/10_cli.ipynb #bc0ac319
 import signal
 import threading
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from ..feed.errors import ConfigError
+from ..feed.universe import load_universe
 from .faults import ANGEL_KINDS, Fault, load_script, random_script
 from .venue import Tape, bar_tape, recording_tape, synthetic_nse, synthetic_us
 
@@ -36,15 +38,19 @@ def choose_tape(
 
 def choose_nse(
     recording: Path | None,  # depth rows of any known format
-    day: str,  # of a recording that has none, YYYY-MM-DD
-    symbols: int,  # of the synthetic market
+    day: str,  # of a recording that has none, or of the synthetic market, YYYY-MM-DD
+    universe: Path | None,  # file with the names of the synthetic market
+    symbols: int,  # how many; 0: all of the file, or ten
     seconds: int,  # its length
     cadence_ms: int,  # a snapshot of each symbol this often
     seed: int,  # of the synthetic market
 ) -> Tape:
     "The Indian market to play."
     if recording: return recording_tape(recording, "NSE", **({"date": day} if day else {}))
-    return synthetic_nse(symbols, seconds=seconds, cadence_ms=cadence_ms, seed=seed or 1)
+    names = load_universe(universe) if universe else None
+    try: when = {"day": date.fromisoformat(day)} if day else {}
+    except ValueError: raise ConfigError("day of the synthetic market", day, "YYYY-MM-DD") from None
+    return synthetic_nse(symbols or (len(names) if names else 10), seconds=seconds, cadence_ms=cadence_ms, seed=seed or 1, universe=names, **when)
 
 def choose_script(
     faults: str,  # a file, "random" or ""
@@ -130,8 +136,9 @@ def _start(tape: Tape, before_s: float) -> int | None:
 @app.command()
 def angel(
     recording: Annotated[Path | None, typer.Option(help="Depth recording to play, for instance the one in data/.")] = None,
-    day: Annotated[str, typer.Option(help="Day of a recording without dates, YYYY-MM-DD.")] = "",
-    symbols: Annotated[int, typer.Option(help="Symbols of the made-up market, up to 1000.")] = 10,
+    day: Annotated[str, typer.Option(help="Day of the made-up market, or of a recording without dates, YYYY-MM-DD.")] = "",
+    universe: Annotated[Path | None, typer.Option(help="Universe file whose names the made-up market bears, for instance data/nse_liquid.csv.")] = None,
+    symbols: Annotated[int, typer.Option(help="How many of them, up to 1000; 0: all of the file, or ten.")] = 0,
     seconds: Annotated[int, typer.Option(help="Its length from 09:15.")] = 1800,
     cadence_ms: Annotated[int, typer.Option(help="A snapshot of each symbol this often.")] = 1000,
     speed: Annotated[float, typer.Option(help="Seconds of the market in one second.")] = 1.0,
@@ -147,7 +154,7 @@ def angel(
 ) -> None:
     "Serve Angel One's REST and websockets on this machine. Ctrl-C ends it."
     from scalp_nb.practice.angel_one import AngelServer, AngelTerms
-    tape = choose_nse(recording, day, symbols, seconds, cadence_ms, seed)
+    tape = choose_nse(recording, day, universe, symbols, seconds, cadence_ms, seed)
     script = choose_script(faults, seed, tape, ANGEL_KINDS)
     terms = AngelTerms(cash=Decimal(str(cash)), seed=seed, partial_prob=partial, plan=plan)
     with AngelServer(tape, terms, speed, port, state, _start(tape, before), script, seed, tls) as server:

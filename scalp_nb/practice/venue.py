@@ -125,21 +125,19 @@ def synthetic_us(
 
 # %% ../../nbs/practice/00_venue.ipynb #3692d612
 def synthetic_nse(
-    symbols: int = 10,  # how many: the ten of the shipped session, then made-up names
+    symbols: int = 10,  # how many
     day: date = date(2026, 11, 19),  # an NSE trading day
     seconds: int = 1800,  # length from 09:15
     seed: int = 1,  # same seed, same bytes
     cadence_ms: int = 1000,  # a snapshot of each symbol this often
+    universe: Universe | None = None,  # whose names to use, in order; None: the ten of the shipped session, then made-up ones
     **over: Any,  # other fields of SyntheticConfig
 ) -> Tape:
     "A seeded market in Indian hours, five levels a side and whole-book totals."
-    from scalp_nb.feed.synthetic import SAMPLE_SYMBOLS, SyntheticConfig, SyntheticSymbol, synthetic_market
+    from scalp_nb.feed.synthetic import nse_config, synthetic_market
     if not 1 <= symbols <= 1000: raise ConfigError("symbols of the synthetic market", symbols, "1 to 1000: what one connection may subscribe to")
-    real = [SyntheticSymbol(symbol=s, price=Decimal(p), tick=Decimal(t), token=k, order_size=z) for s, p, t, k, z in SAMPLE_SYMBOLS[:symbols]]
-    more = [SyntheticSymbol(symbol=f"MADEUP{k:03d}", price=Decimal(300 + 5 * (k % 100)), token=str(70_000 + k), derivatives=False)
-            for k in range(symbols - len(real))]
     jitter = min(150, max(0, cadence_ms // 2 - 1))
-    cfg = SyntheticConfig(symbols=(*real, *more), day=day, seconds=seconds, seed=seed, cadence_ms=cadence_ms, jitter_ms=jitter, **over)
+    cfg = nse_config(symbols, universe, day=day, seconds=seconds, seed=seed, cadence_ms=cadence_ms, jitter_ms=jitter, **over)
     return make_tape(*synthetic_market(cfg))
 
 def with_tokens(
