@@ -62,7 +62,7 @@ def test_the_shipped_configuration_on_a_short_day(tmp_path):
     """Started before the open, headless by papermill: waits, trades the strongest signals, ends flat, logs out, reports its targets."""
     tape = market(n=8, seconds=1200, seed=4, episode_every_s=90.0)
     params = yaml.safe_load((ROOT / "nbs/live/angel_scalper.yaml").read_text(encoding="utf-8"))
-    speed, before = 40.0, 1200
+    speed, before = 40.0, 3000
     changes: dict[str, Any] = {"venue": {"broker": "angel_practice", "angel": {"feed": wire(speed)["venue.angel.feed"],
                                                                               "account": wire(speed)["venue.angel.account"]}},
                                "until": at(tape, 1080).isoformat(), "symbols": list(tape.universe.symbols), "universe": "",
