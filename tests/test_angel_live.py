@@ -274,6 +274,19 @@ def test_a_storm_of_refused_requests_loses_nothing(tmp_path):
 
 
 @pytest.mark.soak
+def test_entries_stop_when_the_hours_messages_are_used_up_and_exits_go_on(tmp_path):
+    """Of twelve orders an hour eight are kept for exits: later entries are refusals with their reason, no failures, and it ends flat."""
+    account = wire(30.0)["venue.angel.account"] | {"orders_per_h": 12, "reserve_per_h": 8}
+    run_dir, status, truth, _ = session_with(tmp_path, [], **{"venue.angel.account": account})
+    ended = {n.data["id"]: n.data for n in of_kind(run_dir, "note:order")}
+    held_back = [d for d in ended.values() if d["reason"] == "rate_budget"]
+    assert len(held_back) > 5 and {d["purpose"] for d in held_back} == {"entry"} and {d["state"] for d in held_back} == {"rejected"}
+    assert status == EXIT_OK and truth["positions"] == {} and of_kind(run_dir, "note:trip") == []
+    assert 1 <= sum(d["purpose"] == "entry" and d["state"] == "filled" for d in ended.values()) <= 4
+    assert replay_run(run_dir).ok
+
+
+@pytest.mark.soak
 def test_a_rejected_entry_is_followed_by_its_signal_after_a_rest(tmp_path):
     """The signal comes again after a rejection, and not before the symbol has cooled down."""
     run_dir, status, truth, _ = session_with(tmp_path, [], terms={"cash": Decimal(300)}, seconds=240,
