@@ -65,6 +65,11 @@ def busy(b: Any) -> bool:
     return b._lanes.busy or b._busy or any(k.asked and k.state not in TERMINAL for k in list(b._known.values()))
 
 
+def begun(b: Any) -> bool:
+    "Whether it has begun to log in: from then on it may wait for the venue's time to pass."
+    return b.session._used_step >= 0
+
+
 def placed(server: AngelServer) -> list[Placed]:
     "The venue's orders."
     return [Placed(t.tag, t.symbol, t.created, 2**62 if t.open else t.updated, t.status == "rejected", t.open)
@@ -86,7 +91,7 @@ def shut_out(s: Story) -> bool:
     return any("AG7002" in str(r.data) for r in s.of("note:health"))
 
 
-HOUSE = House("tests/angel_faults.py", (feed_angel, "AngelFeed"), (broker_angel, "AngelBroker"), busy, lambda b: bool(b._threads),
+HOUSE = House("tests/angel_faults.py", (feed_angel, "AngelFeed"), (broker_angel, "AngelBroker"), busy, begun,
               arrivals, venue, {}, placed, (b"PRACTICE2PRACTICE3", b"eyJ"), tape_of, config_of, script_of, shut_out)
 
 

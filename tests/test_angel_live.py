@@ -62,7 +62,7 @@ def test_the_shipped_configuration_on_a_short_day(tmp_path):
     """Started before the open, headless by papermill: waits, trades the strongest signals, ends flat, logs out, reports its targets."""
     tape = market(n=8, seconds=1200, seed=4, episode_every_s=90.0)
     params = yaml.safe_load((ROOT / "nbs/live/angel_scalper.yaml").read_text(encoding="utf-8"))
-    speed, before = 40.0, 1200
+    speed, before = 40.0, 3000
     changes: dict[str, Any] = {"venue": {"broker": "angel_practice", "angel": {"feed": wire(speed)["venue.angel.feed"],
                                                                               "account": wire(speed)["venue.angel.account"]}},
                                "until": at(tape, 1080).isoformat(), "symbols": list(tape.universe.symbols), "universe": "",
@@ -270,6 +270,19 @@ def test_a_storm_of_refused_requests_loses_nothing(tmp_path):
     """A tenth of all requests answered 403 for two minutes."""
     run_dir, status, truth, events = session_with(tmp_path, [{"fault": "http_429", "at": 60.0, "times": 0, "p": 0.1}])
     assert status == EXIT_OK and truth["positions"] == {} and of_kind(run_dir, "note:fill")
+    assert replay_run(run_dir).ok
+
+
+@pytest.mark.soak
+def test_entries_stop_when_the_hours_messages_are_used_up_and_exits_go_on(tmp_path):
+    """Of twelve orders an hour eight are kept for exits: later entries are refusals with their reason, no failures, and it ends flat."""
+    account = wire(30.0)["venue.angel.account"] | {"orders_per_h": 12, "reserve_per_h": 8}
+    run_dir, status, truth, _ = session_with(tmp_path, [], **{"venue.angel.account": account})
+    ended = {n.data["id"]: n.data for n in of_kind(run_dir, "note:order")}
+    held_back = [d for d in ended.values() if d["reason"] == "rate_budget"]
+    assert len(held_back) > 5 and {d["purpose"] for d in held_back} == {"entry"} and {d["state"] for d in held_back} == {"rejected"}
+    assert status == EXIT_OK and truth["positions"] == {} and of_kind(run_dir, "note:trip") == []
+    assert 1 <= sum(d["purpose"] == "entry" and d["state"] == "filled" for d in ended.values()) <= 4
     assert replay_run(run_dir).ok
 
 
