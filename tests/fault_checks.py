@@ -134,6 +134,6 @@ def pressed(s: Any, symbol: str, span: Span, cover: list[Span], intents: dict[st
     acts += [r.ts for r in s.of("command:Cancel", "command:Query") if r.data.client_id in intents]
     acts += [r.ts for r in s.of("note:fill", "note:alert") if r.data.get("symbol") == symbol]
     last, bound = max((r.ts for r in s.records), default=0), int(BOUND_S * SECOND)
-    at_venue = [(a, b + bound) for a, b in cover]   # filled there, it may take a while to be known here
-    for a, b in uncovered((given, min(span[1], last)), [*at_venue, *((t, t + bound) for t in acts)]):
-        yield f"5: {symbol} given up at {given}, and nothing done about it for {(b - a) / 1e9:.0f} s from {a}"
+    open_there = positions(s.truth["executions"], symbol)   # filled there, it may take a while to be known here: `learned_late` judges that
+    for a, b in uncovered((given, min(span[1], last)), [*((a, b + bound) for a, b in cover), *((t, t + bound) for t in acts)]):
+        if meets((a, b), open_there): yield f"5: {symbol} given up at {given}, and nothing done about it for {(b - a) / 1e9:.0f} s from {a}"
