@@ -57,6 +57,7 @@ def told(nb: nbformat.NotebookNode) -> str:
 
 # ---- the specification's trading day
 
+@pytest.mark.soak
 def test_the_shipped_configuration_on_a_short_day(tmp_path):
     """Started before the open, headless by papermill: waits, trades the strongest signals, ends flat, logs out, reports its targets."""
     tape = market(n=8, seconds=1200, seed=4, episode_every_s=90.0)
@@ -86,7 +87,7 @@ def test_the_shipped_configuration_on_a_short_day(tmp_path):
     assert len({i.id for i in submits if i.purpose is Purpose.ENTRY and not i.parent}) >= len(run.round_trips) > 0
     assert len(run.round_trips) <= 10 and {"stop", "target"} & set(run.round_trips["reason"])
     assert "the practice venue of this machine" in said and "all 8 symbols in the instrument master" in said and "five levels" in said
-    assert "specification's target" in said and "60.0 %" in said
+    assert "a target, not a forecast" in said and "60.0 %" in said
     again = replay_run(run_dir)
     assert again.ok and again.commands > 20, again.first
 
@@ -130,7 +131,7 @@ def begun_to_die(run_dir: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("phase", list(PHASES))
+@pytest.mark.parametrize("phase", [p if p == "stop" else pytest.param(p, marks=pytest.mark.soak) for p in PHASES])
 def test_a_session_killed_in_a_phase_goes_on_with_the_venues_books(phase, tmp_path):
     over, script, terms = PHASES[phase]
     tape, speed = kept_long(), 20.0
@@ -168,7 +169,7 @@ def order(i: str, symbol: str, qty: int, limit: str, side: Side = Side.BUY, sym:
     return Intent(i, 0, 0, "test", "hand", symbol, sym, side, Purpose.ENTRY, Decimal(qty), OrderType.LIMIT, px, None, Tif.DAY, px)
 
 
-@pytest.mark.parametrize("planted", ["position", "order"])
+@pytest.mark.parametrize("planted", ["position", pytest.param("order", marks=pytest.mark.soak)])
 def test_what_the_books_do_not_know_is_refused_and_printed(planted, tmp_path, capfd):
     tape = kept_long(2)
     cfg = conf(tape, 5.0)
@@ -189,6 +190,7 @@ def test_what_the_books_do_not_know_is_refused_and_printed(planted, tmp_path, ca
     print(said)
 
 
+@pytest.mark.soak
 def test_the_kill_switch_with_ten_positions_and_their_stops(tmp_path):
     """Angel One takes nine order messages a second, so ten cancels and ten exits take seconds: none is lost, and it ends flat."""
     n, speed = 10, 5.0
@@ -238,6 +240,7 @@ def session_with(tmp_path: Path, faults: list[dict[str, Any]], seconds: int = 42
     return run_dir, status, truth, events
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("fault", ["token_expired", "login_twice", "mute_after_rollover"])
 def test_a_session_goes_on_after_its_tokens_died(fault, tmp_path):
     """Logged in again by itself; entries are off in between, and trades are made afterwards."""
@@ -249,6 +252,7 @@ def test_a_session_goes_on_after_its_tokens_died(fault, tmp_path):
     assert replay_run(run_dir).ok
 
 
+@pytest.mark.soak
 def test_an_unregistered_address_stops_orders_for_good(tmp_path):
     """AG7002: the first refused order is the last one sent; people are told why."""
     run_dir, _, truth, events = session_with(tmp_path, [], terms={"static_ip_ok": False}, seconds=300)
@@ -261,6 +265,7 @@ def test_an_unregistered_address_stops_orders_for_good(tmp_path):
     assert len(sent) <= 3
 
 
+@pytest.mark.soak
 def test_a_storm_of_refused_requests_loses_nothing(tmp_path):
     """A tenth of all requests answered 403 for two minutes."""
     run_dir, status, truth, events = session_with(tmp_path, [{"fault": "http_429", "at": 60.0, "times": 0, "p": 0.1}])
@@ -268,6 +273,7 @@ def test_a_storm_of_refused_requests_loses_nothing(tmp_path):
     assert replay_run(run_dir).ok
 
 
+@pytest.mark.soak
 def test_a_rejected_entry_is_followed_by_its_signal_after_a_rest(tmp_path):
     """The signal comes again after a rejection, and not before the symbol has cooled down."""
     run_dir, status, truth, _ = session_with(tmp_path, [], terms={"cash": Decimal(300)}, seconds=240,
@@ -278,6 +284,7 @@ def test_a_rejected_entry_is_followed_by_its_signal_after_a_rest(tmp_path):
     assert refused and truth["positions"] == {}
 
 
+@pytest.mark.soak
 def test_a_defect_closes_everything_and_is_journalled(tmp_path, capsys, monkeypatch):
     """The emergency exit at a venue: orders go out, answers are waited for, and it ends flat."""
     from scalp_nb.trader import session

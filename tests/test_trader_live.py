@@ -121,7 +121,7 @@ def test_silence_of_the_feed_blocks_entries_and_keeps_exits(tape, tmp_path):
     assert replay_run(run_dir).ok
 
 
-@pytest.mark.parametrize("blind", [False, True])
+@pytest.mark.parametrize("blind", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_an_emergency_exit_waits_for_the_venue_to_answer(blind, tape, tmp_path, capsys, monkeypatch):
     """A defect with a position open: what closes it is carried out by the clock, with the feed, or without it where the feed is what fails."""
     from scalp_nb.trader import session

@@ -124,6 +124,7 @@ class Exchange:
     books: dict[int, Book] = field(default_factory=dict)
     oco_filled: dict[tuple[int, str], int] = field(default_factory=dict)
     triggered: list[str] = field(default_factory=list)  # stops set off since the owner last looked
+    lots: tuple[int, ...] = ()     # shares in a lot of each symbol; empty: one
 
 # %% ../../nbs/broker/01_exchange.ipynb #109345ec
 def current_book(
@@ -186,7 +187,8 @@ def record_fill(
 def _part(ex: Exchange, w: Working, want: int) -> int:
     "How much of a possible match happens."
     if ex.partial_prob <= 0 or want <= ex.step or draw(ex.seed, w.intent.id, "part", w.execs) >= ex.partial_prob: return want
-    step = max(ex.step, SCALE) if w.qty % SCALE == 0 else ex.step   # an order for whole shares is filled in whole shares
+    lot = SCALE * (ex.lots[w.intent.sym] if ex.lots else 1)
+    step = max(ex.step, lot) if w.qty % lot == 0 else ex.step   # an order for whole shares, or lots, is filled in them
     return min(want, max(step, int(want * draw(ex.seed, w.intent.id, "size", w.execs)) // step * step))
 
 # %% ../../nbs/broker/01_exchange.ipynb #c625fa1c

@@ -587,7 +587,8 @@ def new_venue(
     "A venue, restored from its log when there is one."
     if books.shape != (len(universe),): raise BrokerError("books", books.shape, f"({len(universe)},), one row per symbol of the universe")
     if list(session_ends) != sorted(session_ends): raise BrokerError("session_ends", list(session_ends)[:4], "ascending")
-    ex = Exchange(len(universe), cfg.seed, cfg.partial_prob, cfg.native_oco, cfg.trigger, 1 if cfg.fractional else 10**6)
+    ex = Exchange(len(universe), cfg.seed, cfg.partial_prob, cfg.native_oco, cfg.trigger, 1 if cfg.fractional else 10**6,
+                  lots=tuple(i.lot for i in universe.instruments))
     watch = np.tile(np.array([-math.inf, math.inf]), (len(universe), 1))
     v = Venue(cfg, universe, books, fee, tuple(session_ends), ex, watch, cfg.cash)
     if log is None: return v

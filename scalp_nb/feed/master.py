@@ -177,8 +177,8 @@ def parse_master(
         raise MasterError(f"instrument master: no JSON ({e})", data[:60], "a list of rows", "look at the address; it may be a web page") from None
     if not isinstance(rows, list): raise MasterError("instrument master", type(rows).__name__, "a JSON list of rows", "look at the address")
     cash, futures, twice, odd = _gather(rows)
-    if not any(s.endswith("-EQ") for s in cash):
-        raise MasterError("instrument master: equities of NSE among its rows", len(rows), "at least one", "look at the address")
+    if not futures and not any(s.endswith("-EQ") for s in cash):
+        raise MasterError("instrument master: equities or futures of NSE among its rows", len(rows), "at least one", "look at the address")
     owners = {(seg, r.get("token", "")): s for seg, part in (("CM", cash), ("FO", futures)) for s, r in part.items()}
     return Master(day, hashlib.sha256(data).hexdigest(), published, len(rows), odd, MappingProxyType(cash), MappingProxyType(futures),
                   frozenset(twice), MappingProxyType(owners), MappingProxyType(_last_expiries(futures)))

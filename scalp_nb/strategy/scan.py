@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NEVER', 'LONG_OK', 'SHORT_OK', 'DECISION_FIELDS', 'SYM', 'PARAMS', 'PARAM_NAMES', 'GLOBAL', 'UNTIL', 'WINDOW',
            'EXIT_STOP', 'EXIT_TARGET', 'EXIT_OPPOSITE', 'HEALTH', 'WATCH', 'SILENCE', 'LOSS', 'REASONS', 'EXITS',
-           'KERNEL_STAMP', 'scan', 'scan_at', 'track', 'enter', 'leave', 'revalue', 'outside', 'candidate', 'one_row',
-           'Scanner', 'features_of']
+           'KERNEL_STAMP', 'scan', 'scan_at', 'scan_rows', 'track', 'enter', 'leave', 'revalue', 'outside', 'candidate',
+           'one_row', 'Scanner', 'features_of']
 
 # %% ../../nbs/strategy/03_scan.ipynb #11653a72
 import hashlib
@@ -217,6 +217,19 @@ def _build_at(stamp: str) -> Callable[..., int]:
 
 scan_at = _build_at(KERNEL_STAMP)
 
+def _build_rows(stamp: str) -> Callable[..., int]:
+    sym_t, glob_t, par_t, rows_t = SYM, GLOBAL, PARAMS, DEPTH
+    @njit(cache=stamp != "notebook", nogil=True, error_model="numpy")
+    def scan_rows(ctx, rows, start, until):  # type: ignore[no-untyped-def]
+        version = stamp  # noqa: F841
+        c = carray(_pointer(ctx), 6, np.int64)
+        k = c[0]
+        return scan(rows, start, until, carray(_pointer(c[1]), k, sym_t), carray(_pointer(c[2]), 1, glob_t)[0], carray(_pointer(c[3]), 1, par_t)[0],
+                    carray(_pointer(c[4]), k, rows_t), carray(_pointer(c[5]), (k, 2), np.float64))
+    return scan_rows
+
+scan_rows = _build_rows(KERNEL_STAMP)
+
 # %% ../../nbs/strategy/03_scan.ipynb #18ccaa42
 _CANDIDATE = ["cand", "streak_ts", "strength", "spread_bps", "pressure", "depth_ratio"]
 
@@ -239,6 +252,7 @@ class Scanner:
         self.sym["stop_px"] = self.sym["target_px"] = np.nan
         self.sym["allow"] = LONG_OK | SHORT_OK
         self.g, self.p = self.glob[0], self.params[0]
+        self._reason = self.glob["reason"]
         self.bid, self.ask = self.book["bid_px"][:, 0], self.book["ask_px"][:, 0]  # columns Python reads often: shape (n_symbols,)
         self.ltp, self.volume, self.recv, self.health = self.book["ltp"], self.book["volume"], self.sym["recv"], self.sym["health"]
         self.depth = {1: self.book["ask_qty"], -1: self.book["bid_qty"]}           # what an order of that side meets: shape (n_symbols, 5)
@@ -254,10 +268,10 @@ class Scanner:
 
     def run(self, rows: Rows, start: int, until: int) -> int:
         "Consume rows from `start`; returns the index of the first row not consumed. The reason is in `reason`."
-        return scan(rows, start, until, self.sym, self.g, self.p, self.book, self.watch)
+        return scan_rows(self.ctx, rows, start, until)
 
     @property
-    def reason(self) -> int: return int(self.glob["reason"][0])
+    def reason(self) -> int: return int(self._reason[0])
 
     def candidates(self) -> list[Candidate]:
         "Candidates of the open window, in universe order."

@@ -136,7 +136,7 @@ class Timers:
 class Trader:
     "The pure trader: state, and `handle`."
     consumed: int = 0   # index after the last row the last Depth event consumed
-    due: int = 0        # when something is due although no row says so, ns; kept by `handle`
+    due: int = NEVER    # when something is due although no row says so, ns; kept by `handle`
     watched: int = -1   # symbol whose row the simulated exchange must see now, -1 none
 
     def __init__(
@@ -185,7 +185,7 @@ class Trader:
         "The commands that follow from `event`."
         out: list[Command] = []
         HANDLERS[type(event)](self, event, out)
-        self.due = due_at(self)
+        if type(event) is not Depth: self.due = due_at(self)   # rows keep it themselves
         return out
 
 # %% ../../nbs/trader/10_core.ipynb #1d597770
@@ -404,6 +404,7 @@ def forget_recent(t: Trader, sym: int, ts: int) -> None:
     horizon = ts - int(t.limits.duplicate_window_s * SECOND)
     if any(at <= horizon for at in t.recent.get(sym, {}).values()): del t.recent[sym]
 
+# %% ../../nbs/trader/10_core.ipynb #f58abdde
 def send_entry(t: Trader, c: Candidate, ts: int, qty: Decimal, limit: Decimal, ref: Decimal, judgement: dict[str, Any], out: list[Command],
                parent: str = "") -> str:
     "Turn an allowed candidate into a durable intent; its id, empty when a rule of the venue refuses it. The parent is the entry it chases."
@@ -774,15 +775,17 @@ def on_depth(t: Trader, e: Depth, out: list[Command]) -> None:
     "Consume rows up to the first decision."
     t.consumed, t.watched, n = e.start, -1, len(e.rows)
     while not out and not t.halted and t.watched < 0:
-        begin, t.consumed = t.consumed, t.scanner.run(e.rows, t.consumed, min(e.until, due_at(t)))
+        begin, t.consumed = t.consumed, t.scanner.run(e.rows, t.consumed, min(e.until, t.due))
         if t.desk is not None: t.desk.take(e.rows[begin:t.consumed])
-        due = due_at(t)  # again: the scan may have opened a decision window that ends before what was due, or closed the one that was due
-        if t.scanner.reason & UNTIL and max(t.now, int(e.rows["recv"][t.consumed])) <= min(due, e.until): continue
-        if t.scanner.reason & UNTIL and due <= e.until: advance(t, due, out)
-        elif t.scanner.reason & UNTIL: break
-        elif t.scanner.reason: decide(t, out)
-        elif t.consumed >= n: break
+        reason, t.due = t.scanner.reason, due_at(t)  # the scan may have opened a decision window that ends before what was due, or closed one
+        if not reason and t.consumed >= n: return
+        if reason & UNTIL and max(t.now, int(e.rows["recv"][t.consumed])) <= min(t.due, e.until): continue
+        if reason & UNTIL and t.due <= e.until: advance(t, t.due, out)
+        elif reason & UNTIL: break
+        elif reason: decide(t, out)
+        t.due = due_at(t)
     finish(t, out)
+    t.due = due_at(t)
 
 def decide(t: Trader, out: list[Command]) -> None:
     "Carry out what the scan stopped for."
@@ -1119,3 +1122,4 @@ def restore(t: Trader, snap: Mapping[str, Any]) -> None:
     for sym, (entry_id, entry_ts, exit_by, trigger) in snap["held"].items():
         t.held[int(sym)] = Held(entry_id, entry_ts, Decimal(0), Decimal(0), exit_by, trigger)
     for sym, until in snap["rest"].items(): t.scanner.sym["block_until"][int(sym)] = until
+    t.due = due_at(t)

@@ -395,6 +395,7 @@ def nap(
     if run.phase == "stopping": run.runner.advance(run.runner.trader.now + int(min(seconds, 0.1) * (run.cfg.data.speed or 1.0) * 1e9))
     if run.runner.halted is not None: run.stopper.set()
 
+# %% ../../nbs/trader/13_session.ipynb #a8d81605
 def drain(run: Run) -> None:
     "No more rows: what is still open may still be answered; then it is journalled as it is."
     if run.line is not None: return drain_live(run, run.line)

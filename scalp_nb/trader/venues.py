@@ -31,7 +31,7 @@ from ..feed.depth import empty_depth
 from ..feed.errors import ConfigError
 from ..feed.instrument import Instrument, Universe
 from ..feed.live import Feed, LinkNews
-from ..feed.master import Master, MasterConfig, download_master, fetch_master, instruments, parse_master
+from ..feed.master import Master, MasterConfig, download_master, fetch_master, instruments, named, parse_master
 from ..feed.packet import FeedError
 from ..feed.paced import PacedFeed
 from ..feed.universe import load_universe
@@ -166,7 +166,7 @@ def practice_clock(
 ) -> Pace:
     "The clock of a practice venue; refuses a speed that two looks at it contradict."
     first = look()
-    time.sleep(LOOKS_S)
+    time.sleep(max(LOOKS_S, 10 * first.trip_ns / 1e9))   # a slow answer says little about a short while
     second = look()
     found = (second.ts - first.ts) / (second.at - first.at)
     slack = 0.05 + 2 * (first.trip_ns + second.trip_ns) / (second.at - first.at)
@@ -183,8 +183,8 @@ def named_universe(
         known = load_universe(cfg.data.universe)
         return known if not cfg.data.symbols else Universe(known.name, tuple(known[known.index(s)] for s in cfg.data.symbols))
     if not cfg.data.symbols: raise ConfigError("data.symbols", (), "at least one symbol, or data.universe", "name what to trade")
-    venue, money = ("US", "USD") if cfg.venue.house == "alpaca" else ("NSE", "INR")
-    return Universe("named", tuple(Instrument(s, venue, currency=money) for s in cfg.data.symbols))
+    if cfg.venue.house == "angel": return named(cfg.data.symbols)   # a future is told by its name
+    return Universe("named", tuple(Instrument(s, "US", currency="USD") for s in cfg.data.symbols))
 
 # %% ../../nbs/trader/12_venues.ipynb #f00e07dc
 class FarBroker(Broker, Protocol):
