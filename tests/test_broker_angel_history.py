@@ -1,24 +1,26 @@
 """Angel One's minute candles through the real SDK: what arrives, what is refused, how long it may take, and a strategy that starts warm with them."""
 from __future__ import annotations
 
-import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date
+from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from alpaca_live import begun, folder, journal, of_kind, until
 
 pytest.importorskip("pyotp")
 
-from angel_fake import START, Fake, bad, gate, good  # noqa: E402
 from angel_fake import LOGIN as FAKE_LOGIN  # noqa: E402
+from angel_fake import START, Fake, bad, gate, good  # noqa: E402
 from angel_fake import config as fake_config  # noqa: E402
-from angel_live import conf, drawn_tape, opens, venue  # noqa: E402
+from angel_live import drawn_tape, opens, venue, wire  # noqa: E402
 from test_broker_angel import config, login_of  # noqa: E402
 
 from scalp_nb.broker.angel_history import Candles  # noqa: E402
@@ -26,17 +28,22 @@ from scalp_nb.broker.angel_sdk import AngelSession  # noqa: E402
 from scalp_nb.feed.bars import BAR, MINUTE, Bars  # noqa: E402
 from scalp_nb.feed.calendar import session_for  # noqa: E402
 from scalp_nb.feed.instrument import Instrument, Universe  # noqa: E402
+from scalp_nb.feed.universe import load_universe  # noqa: E402
+from scalp_nb.live.notebook import plan_run  # noqa: E402
 from scalp_nb.order.types import Purpose  # noqa: E402
 from scalp_nb.practice.angel_one import AngelServer  # noqa: E402
 from scalp_nb.practice.angel_orders import AngelTerms  # noqa: E402
 from scalp_nb.practice.faults import read_script  # noqa: E402
 from scalp_nb.practice.venue import Tape, make_tape  # noqa: E402
+from scalp_nb.strategy.barplan import history_bars  # noqa: E402
+from scalp_nb.trader.config import load_config  # noqa: E402
 from scalp_nb.trader.replay import replay_run  # noqa: E402
 from scalp_nb.trader.session import EXIT_OK, run_session  # noqa: E402
+from scalp_nb.trader.setup import RunConfig  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("restore_signals")
+ROOT = Path(__file__).parents[1]
 FRIDAY, THURSDAY = date(2026, 11, 20), date(2026, 11, 19)
-NAMES = ("date", "open", "high", "low", "close", "volume")
 EXACT = ["ts", "sym", "open", "high", "low", "close", "volume"]
 
 
@@ -46,8 +53,8 @@ def minutes(day: date, first: int, last: int, syms: int = 1, px: float = 500.0, 
     out = np.zeros(n * syms, BAR)
     out["ts"], out["sym"] = np.repeat(at + MINUTE * np.arange(first, last), syms), np.tile(np.arange(syms), n)
     close = px + 40.0 * out["sym"] - step * ((out["ts"] - at) // MINUTE)
-    for k, v in {"open": close + step, "high": close + 2 * step, "low": close - step, "close": close, "volume": 100 + out["sym"], "vwap": np.nan}.items():
-        out[k] = v
+    for k, v in (("open", close + step), ("high", close + 2 * step), ("low", close - step), ("close", close)): out[k] = v
+    out["volume"], out["vwap"] = 100 + out["sym"], np.nan
     for k in ("open", "high", "low", "close"): out[k] = out[k].round(2)
     return np.sort(out, order=("ts", "sym"))
 
@@ -59,9 +66,9 @@ def tape_of(syms: int, history: Bars, start_s: int = 3600, seconds: int = 120, d
 
 
 @contextmanager
-def asking(tape: Tape, speed: float = 60.0, wait_s: float = 5.0, faults: Any = (), terms: Any = None, **over: Any) -> Iterator[tuple[AngelServer, Candles]]:
+def asking(tape: Tape, speed: float = 60.0, wait_s: float = 5.0, faults: Any = (), **over: Any) -> Iterator[tuple[AngelServer, Candles]]:
     "A venue and somebody who asks it for candles."
-    with AngelServer(tape, terms or AngelTerms(), speed, script=read_script(faults)) as server:
+    with AngelServer(tape, AngelTerms(), speed, script=read_script(faults)) as server:
         cfg = config(server.url, **{"attempts": 3, **over})
         def clock() -> int: return server.api.desk.clock.now()
         s = AngelSession(cfg, login_of(server.terms), clock)
@@ -93,7 +100,7 @@ def test_minutes_of_today_and_of_the_days_before_a_holiday():
 
 def test_only_closed_minutes_and_only_as_many_as_wanted():
     past = minutes(FRIDAY, 0, 60)
-    with asking(tape_of(1, past, 3600), speed=20.0) as (server, c):
+    with asking(tape_of(1, past, 3600), speed=60.0) as (server, c):
         until(lambda: now_of(server) > opens() + 61 * MINUTE, "the first live minute is over", every=0.05)
         now = now_of(server)
         got = c.history(7, now)
@@ -135,7 +142,6 @@ def test_no_more_is_asked_than_angel_one_allows():
         assert len(got) == 5 * n and c.missing == {} and now_of(server) - t0 > 3 * 10**9
         assert [e for e in server.get("events") if e.get("status") == 403] == []
         other = Candles(c.universe, c.cfg, c.session, c._clock, 5.0)
-        import threading
         rival = threading.Thread(target=lambda: other.history(5, t0))
         rival.start()
         assert len(c.history(5, t0)) == 5 * n and c.missing == {}
@@ -196,7 +202,8 @@ def test_shapes(answer, closes, said):
         assert (got["close"].tolist(), c.told()) == (closes, said)
         path, body, _ = next(x for x in f.asked if "getCandleData" in x[0])
         assert path == "/rest/secure/angelbroking/historical/v1/getCandleData"
-        assert body == {"exchange": "NSE", "symboltoken": "900001", "interval": "ONE_MINUTE", "fromdate": "2026-11-19 09:15", "todate": "2026-11-19 11:00"}
+        assert body == {"exchange": "NSE", "symboltoken": "900001", "interval": "ONE_MINUTE",
+                        "fromdate": "2026-11-19 09:15", "todate": "2026-11-19 11:00"}
     finally:
         s.close()
         f.server.shutdown()
@@ -204,52 +211,66 @@ def test_shapes(answer, closes, said):
 
 # ---- a session
 
-def rising(past_day: date = THURSDAY, seconds: int = 420, syms: int = 2) -> Tape:
-    "Yesterday fell; today opens higher and rises, so that the averages cross with the first minutes, if they are there."
-    mid = np.round(10_000 + 800 * np.arange(syms) + 0.6 * np.arange(seconds)[:, None] + 10 * np.sin(np.arange(seconds) / 3)[:, None]).astype(int)
+def waves(seconds: int, syms: int = 3) -> Tape:
+    "Prices that cross their averages every four minutes; yesterday fell."
+    mid = np.round(10_000 + 800 * np.arange(syms) + 80 * np.sin(2 * np.pi * np.arange(seconds) / 480)[:, None]).astype(int)
     t = drawn_tape(mid, 0.5)
-    return make_tape(t.rows, t.universe, history=minutes(past_day, 0, 375, syms, 505.0, 0.02))
+    return make_tape(t.rows, t.universe, history=minutes(THURSDAY, 0, 375, syms, 505.0, 0.02))
 
 
-SMA = {"strategy": {"name": "sma_crossover", "bars_from": "rows", "params": {"fast_period": 5, "slow_period": 15}}, "exits.stop_pct": 0.05,
-       "exits.target_pct": 0.5, "exits.time_stop_s": 0}
+def sma(tape: Tape, speed: float, **over: Any) -> RunConfig:
+    "The crossover of 5 and 15 minutes, on bars built from the depth."
+    base = {"venue.broker": "angel_practice", "run.account": "test", "data.symbols": list(tape.universe.symbols), "sizing.mode": "fixed",
+            "sizing.fixed_qty": 7, "strategy": {"name": "sma_crossover", "bars_from": "rows", "params": {"fast_period": 5, "slow_period": 15}},
+            "exits.stop_pct": 0.05, "exits.target_pct": 0.5, "risk.avoid_first_minutes": 0}
+    return load_config(RunConfig, None, base | wire(speed) | over)
 
 
-def test_an_average_of_minutes_is_warm_at_the_open(tmp_path):
-    """Fifteen minutes of average, and the first order within four minutes of the open: the minutes before are yesterday's candles."""
-    tape, speed = rising(), 40.0
-    from datetime import UTC, datetime
-    end = datetime.fromtimestamp(opens() / 1e9 + 360, UTC)
-    cfg = conf(tape, speed, **SMA | {"data.end": end})
+def entries(run_dir: Path) -> list[int]:
+    "When entries were sent, ns."
+    return [c.intent.ts for c in journal(run_dir, "command:Submit") if c.intent.purpose is Purpose.ENTRY]
+
+
+def test_an_average_of_minutes_starts_warm_and_again_after_a_kill(tmp_path):
+    """It trades long before its fifteen minutes have passed here. Killed and begun again it has its bars from the store and asks once a symbol for
+    the minutes it missed, in a small part of the time it may take."""
+    tape, speed = waves(10_800), 50.0
+    cfg = sma(tape, speed)
+    run_dir, starts = folder(tmp_path, cfg), list[float]()
+    with venue(tape, speed) as server:
+        for lives in (1, 2):
+            t0, life = time.monotonic(), begun(run_dir, cfg)
+            until(lambda life=life, n=lives: life.poll() is not None or len(journal(run_dir, "note:warm_up")) == n, "warm", 90, every=0.2)
+            starts.append(time.monotonic() - t0)
+            if lives == 1: until(lambda life=life: life.poll() is not None or entries(run_dir), "an entry", 90, every=0.2)
+            assert life.poll() is None and asked(server) == 3 * lives, life.stderr and life.stderr.read()
+            life.send_signal(signal.SIGKILL if lives == 1 else signal.SIGTERM)
+            assert life.wait(60) == (-signal.SIGKILL if lives == 1 else EXIT_OK)
+        assert server.get("truth")["positions"] == {}
+        spans = [np.ptp([t for t in server.api.hits["getCandleData"]][3 * k:3 * k + 3]) / 1e9 for k in range(2)]
+    said, warm = [x["where"] for x in journal(run_dir, "run:history")], [x.data for x in journal(run_dir, "note:warm_up")]
+    assert said[0] == f"0 bars from the store, {3 * warm[0]['needed']} of 3 symbols asked for"
+    assert int(said[1].split()[0]) >= 3 * warm[0]["needed"] and [w["short"] for w in warm] == [[], []]
+    assert min(entries(run_dir)) - of_kind(run_dir, "event:Started")[0].ts < 10 * MINUTE
+    again = replay_run(run_dir)
+    assert again.ok, again.first
+    print(f"warm {starts[0]:.1f} s, {starts[1]:.1f} s after the process was begun; candles took {spans} s of the venue's time")
+
+
+@pytest.mark.soak
+def test_a_session_begun_before_the_open_is_warm_at_the_open(tmp_path):
+    """The minutes before are yesterday's; the averages cross with the first minute of today."""
+    tape, speed = waves(480), 40.0
+    cfg = sma(tape, speed, **{"data.end": datetime.fromtimestamp(opens() / 1e9 + 360, UTC)})
     run_dir = folder(tmp_path, cfg)
-    with venue(tape, speed, start=opens() - 60 * 10**9) as server:
+    with venue(tape, speed, start=opens() - 20 * MINUTE) as server:
         assert run_session(cfg, run_dir) == EXIT_OK
-        assert server.get("truth")["positions"] == {} and asked(server) == 2
-    warm = of_kind(run_dir, "note:warm_up")[0].data
-    assert warm["short"] == [] and warm["bars"] == 2 * warm["needed"] and "0 bars from the store" in of_kind(run_dir, "run:history")[0]["where"]
-    entries = [c.intent for c in of_kind(run_dir, "command:Submit") if c.intent.purpose is Purpose.ENTRY]
-    assert entries and opens() + MINUTE < min(i.ts for i in entries) < opens() + 5 * MINUTE
-    assert replay_run(run_dir).ok
+        assert server.get("truth")["positions"] == {} and asked(server) == 3
+    assert of_kind(run_dir, "event:Started")[0].ts < opens() and of_kind(run_dir, "note:warm_up")[0].data["short"] == []
+    assert opens() + MINUTE < min(entries(run_dir)) < opens() + 4 * MINUTE
 
 
-def test_a_killed_session_asks_for_what_is_missing_and_is_warm_within_ten_seconds(tmp_path):
-    tape, speed = rising(seconds=1800, syms=3), 20.0
-    cfg = conf(tape, speed, **SMA)
-    run_dir = folder(tmp_path, cfg)
-    with venue(tape, speed, start=opens() - 30 * 10**9) as server:
-        life = begun(run_dir, cfg)
-        until(lambda: life.poll() is not None or len(journal(run_dir, "note:bars")) >= 3, "three minutes", every=0.1)
-        assert life.poll() is None, life.stderr and life.stderr.read()
-        os.kill(life.pid, signal.SIGKILL)
-        life.wait()
-        first, t0, life = asked(server), time.monotonic(), begun(run_dir, cfg)
-        until(lambda: life.poll() is not None or len(journal(run_dir, "note:warm_up")) == 2, "trading again", every=0.1)
-        took = time.monotonic() - t0
-        assert life.poll() is None, life.stderr and life.stderr.read()
-        life.send_signal(signal.SIGTERM)
-        assert life.wait(60) == EXIT_OK
-        assert asked(server) - first == 3
-    said, warm = journal(run_dir, "run:history")[1], journal(run_dir, "note:warm_up")[1].data
-    assert int(said["where"].split()[0]) >= 3 * warm["needed"] and warm["short"] == []
-    assert took <= 10
-    print(f"warm again after {took:.1f} s")
+def test_the_shipped_configuration_is_a_valid_one():
+    cfg = plan_run(yaml.safe_load((ROOT / "nbs/live/angel_sma.yaml").read_text(encoding="utf-8")), here=ROOT).cfg
+    assert cfg.venue.broker == "angel_practice" and len(cfg.data.symbols) == 10 and history_bars(cfg.strategy) == 53
+    assert {i.symbol for i in load_universe(ROOT / cfg.data.universe).instruments} > set(cfg.data.symbols)

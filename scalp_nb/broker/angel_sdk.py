@@ -156,7 +156,7 @@ class AngelConfig(BaseModel):
     drift_s: float = Field(5.0, gt=0, le=60, description="a clock further off than this is told, s")
     totp_once: bool = Field(True, description="a code that was accepted is not sent again: wait for the next one")
     history_per_s: int = Field(2, ge=1, le=3, description="requests for candles; Angel One allows 3 a second, and has refused below that")
-    history_s: float = Field(8.0, gt=0, le=60, description="a session begun again in the middle of its day waits so long for candles, s on the wall")
+    history_s: float = Field(5.0, gt=0, le=60, description="a session begun again in the middle of its day waits so long for candles, s on the wall")
     history_first_s: float = Field(25.0, gt=0, le=300, description="and one that begins its day, s on the wall")
     ping_s: float = Field(10.0, gt=0, le=120, description="a ping of the order updates so often, s on the wall")
     stream_timeout_s: float = Field(10.0, gt=0, le=60, description="to open the order updates, s on the wall")

@@ -221,8 +221,8 @@ def keep_bars(
     rows: Iterable[BarRow],  # closed bars the store may not have
 ) -> None:
     "Keep a venue's bars: whoever begins again asks for less."
-    for ts, *ohlcv, vwap, trades, sym, flags in rows:
-        if not flags & BAR_VOID: store.put_bar(universe[sym].symbol, ts, ohlcv, None if math.isnan(vwap) else vwap, trades)
+    for ts, o, h, low, c, v, vwap, trades, sym, flags in rows:
+        if not flags & BAR_VOID: store.put_bar(universe[sym].symbol, ts, (o, h, low, c, v), None if math.isnan(vwap) else vwap, trades)
 
 # %% ../../nbs/trader/13_session.ipynb #291c142b
 def begin(run: Run) -> None:
