@@ -64,6 +64,7 @@ def choose_script(
 
 def _length(tape: Tape) -> float: return float(tape.rows["ts"][-1] - tape.rows["ts"][0]) / 1e9
 
+# %% ../../nbs/practice/10_cli.ipynb #6637054c
 def settings(
     server: Any,  # a started PracticeServer
 ) -> dict[str, str]:  # environment variables
@@ -137,7 +138,7 @@ def _start(tape: Tape, before_s: float) -> int | None:
 def angel(
     recording: Annotated[Path | None, typer.Option(help="Depth recording to play, for instance the one in data/.")] = None,
     day: Annotated[str, typer.Option(help="Day of the made-up market, or of a recording without dates, YYYY-MM-DD.")] = "",
-    universe: Annotated[Path | None, typer.Option(help="Universe file whose names the made-up market bears, for instance data/nse_liquid.csv.")] = None,
+    universe: Annotated[Path | None, typer.Option(help="Universe file with its names, for instance data/nse_liquid.csv.")] = None,
     symbols: Annotated[int, typer.Option(help="How many of them, up to 1000; 0: all of the file, or ten.")] = 0,
     seconds: Annotated[int, typer.Option(help="Its length from 09:15.")] = 1800,
     cadence_ms: Annotated[int, typer.Option(help="A snapshot of each symbol this often.")] = 1000,

@@ -211,7 +211,7 @@ def kept_bars(
 ) -> tuple[BarRow, ...]:  # for `Runner.start`
     "The closed bars the store has, as a restarted session on a venue's bars needs them."
     at = {s: i for i, s in enumerate(universe.symbols)}
-    rows = [r for r in store.rows(BARS) if r["symbol"] in at and r["ts"] >= since]
+    rows = [r for r in store.rows(BARS, since) if r["symbol"] in at]
     return tuple((r["ts"], *(r[f] for f in BAR_FIELDS[1:6]), math.nan if r["vwap"] is None else r["vwap"], r["trades"] or 0, at[r["symbol"]], 0)
                  for r in rows)
 

@@ -414,13 +414,16 @@ class StoreReader:
     def rows(
         self,
         table: Table,  # one of this module's tables
+        since: int = 0,  # ns UTC: none with an earlier `ts`; 0 = all
     ) -> list[dict[str, Any]]:  # this account's rows, oldest first
-        "A whole table as dicts."
+        "A table as dicts."
         names = [c.name for c in table.columns]
         order = "id" if "id" in names else ", ".join(c.name for c in table.primary_key.columns)
         order = f"seq, {order}" if "seq" in names else f"ts, {order}" if "ts" in names else order
-        where, args = (" WHERE account=?", (self.account,)) if "account" in names else ("", ())
-        found = self.query(f"SELECT {', '.join(names)} FROM {table.name}{where} ORDER BY {order}", args)
+        wanted = {"account=?": self.account} if "account" in names else {}
+        if since: wanted["ts>=?"] = since
+        where = f" WHERE {' AND '.join(wanted)}" if wanted else ""
+        found = self.query(f"SELECT {', '.join(names)} FROM {table.name}{where} ORDER BY {order}", tuple(wanted.values()))
         return [dict(zip(names, r, strict=True)) for r in found]
 
     def records(
