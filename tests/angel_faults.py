@@ -54,8 +54,8 @@ def config_of(seed: int, tape: Tape, **over: Any) -> RunConfig:
         "risk.avoid_first_minutes": 0,
         "health.max_lag_ms": 20_000, "health.stale_ms": STALE_MS, "health.connection_stale_ms": STALE_MS, "session.drain_timeout_s": 300.0,
         "session.reconcile_s": 30.0,
-        "venue.angel.account": {"connect_timeout_s": READ_S, "read_timeout_s": READ_S, "settle_s": 45.0, "ping_s": 0.5, "stream_timeout_s": 1.0,
-                                "first_wait_s": 0.02, "most_wait_s": 0.1, "relogin_s": 5.0, "totp_once": False},
+        "venue.angel.account": {"connect_timeout_s": READ_S, "read_timeout_s": READ_S, "settle_s": 45.0, "position_lag_s": 12.0, "ping_s": 0.5,
+                                "stream_timeout_s": 1.0, "first_wait_s": 0.02, "most_wait_s": 0.1, "relogin_s": 5.0, "totp_once": False},
         "venue.angel.feed": {"batch_gap_s": 0.0, "connect_timeout_s": 1.0, "silence_s": 0.15, "heartbeat_s": 0.5, "pong_s": 0.5, "first_wait_s": 0.02,
                              "most_wait_s": 0.1, "busy_wait_s": 0.05}, **over})
 
