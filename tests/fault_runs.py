@@ -311,7 +311,17 @@ def play(house: House, home: Path, cfg: RunConfig, tape: Tape, script: tuple[Fau
         if beside is not None: beside(server)
         with stepped(house, server, run_dir) as seen: status = run_session(cfg, run_dir)
         truth, placed, faults, events = server.get("truth"), house.placed(server), server.get("faults"), server.get("events")
-    return read_story(Story(run_dir, house, truth, placed, seen, tape, status, faults=faults, events=events))
+    s = read_story(Story(run_dir, house, truth, placed, seen, tape, status, faults=faults, events=events))
+    if status == EXIT_NOT_FLAT and (end := s.of("run:end")): s.truth = truth_until(truth, end[0].ts)
+    return s
+
+
+def truth_until(truth: dict[str, Any], ts: int) -> dict[str, Any]:
+    "The venue's account as it was: a run that says it ends with a position leaves its stop at work, and that may be filled before we ask."
+    kept = [e for e in truth["executions"] if int(e["ts"]) <= ts]
+    later = [e for e in truth["executions"] if int(e["ts"]) > ts]
+    back = sum((int(e["side"]) * Decimal(e["qty"]) * Decimal(e["px"]) for e in later), Decimal(0))
+    return truth | {"executions": kept, "cash": str(Decimal(truth["cash"]) + back)}
 
 
 def broken(s: Story) -> list[str]:
