@@ -15,6 +15,7 @@ import pytest
 import yaml
 from markets import DAY, synthetic
 
+from scalp_nb.feed.errors import ConfigError
 from scalp_nb.feed.recorder import write_parquet
 from scalp_nb.live import notebook as live
 from scalp_nb.research.stats import economics_of
@@ -24,7 +25,7 @@ from scalp_nb.trader import session
 from scalp_nb.trader.config import InvalidConfig, LiveMoney, live_phrase, load_config
 from scalp_nb.trader.promoted import PromotionError, checked, load_promoted, plan_parameters, require_promoted, seal, with_file
 from scalp_nb.trader.report import assumptions, load_run
-from scalp_nb.trader.setup import RunConfig, refuse_live
+from scalp_nb.trader.setup import LIVE, RunConfig, refuse_live
 
 ROOT = Path(__file__).resolve().parents[1]
 TODAY = datetime.now(UTC).date()
@@ -89,7 +90,6 @@ REFUSED = [
     ("good.yaml", {"strategy": {"lower": 0.7}}, "strategy.lower: got 0.7; allowed: 0.71, as promoted"),
     ("good.yaml", {"strategy": {"rest_s": 1.0}}, "strategy.rest_s is 1.0, not in the file"),
     ("good.yaml", {}, "false with venue.broker: paper"),   # the set is in order: what is left is that there is no venue for real money
-    ("good.yaml", {"venue": {"broker": "alpaca_live", "terms": "alpaca"}}, "alpaca_paper in this version"),
 ]
 
 
@@ -118,6 +118,21 @@ def test_the_gate_of_live_money_asked_directly(folder: Path, monkeypatch: pytest
     with pytest.raises(PromotionError, match="promoted was 0.71"): refuse_live(cfg.model_copy(update={"promoted": folder / "good.yaml"}))
     monkeypatch.delenv("SCALP_LIVE_CONFIRM")
     with pytest.raises(InvalidConfig, match="SCALP_LIVE_CONFIRM"): refuse_live(cfg)   # half-confirmed: that comes first
+
+
+@pytest.mark.parametrize("broker", sorted(LIVE))
+def test_real_money_needs_phrase_twice_promoted_set_and_live_venue(broker: str, folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    "With all of it the gate opens; without any one of them it stays shut. Nothing connects here: the gate comes before any connection."
+    def asked(promoted: str = "good.yaml", real: bool = True, **over: Any) -> RunConfig:
+        cfg = load_config(RunConfig, yaml_of(tmp_path, folder, promoted, real, **{"venue": {"broker": broker}, "data": {}} | over))
+        return with_file(cfg, cfg.promoted)
+    monkeypatch.setenv("SCALP_LIVE_CONFIRM", PHRASE)
+    refuse_live(asked())
+    with pytest.raises(PromotionError, match="did not pass the gate"): refuse_live(asked("failed.yaml"))
+    with pytest.raises(ConfigError, match="false with venue.broker: paper"): refuse_live(asked(venue={"broker": "paper"}))
+    with pytest.raises(ConfigError, match="typed twice"): refuse_live(asked(real=False))
+    monkeypatch.setenv("SCALP_LIVE_CONFIRM", PHRASE[:-1])
+    with pytest.raises(InvalidConfig, match="SCALP_LIVE_CONFIRM"): refuse_live(asked())
 
 
 def test_a_resealed_verdict_does_not_help(folder: Path, tmp_path: Path) -> None:

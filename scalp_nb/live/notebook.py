@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
 # %% auto #0
-__all__ = ['SECTIONS', 'SHIPPED', 'LEAST_BYTES', 'POLL_S', 'LiveParameters', 'assigned', 'injected', 'refuse_unknown',
+__all__ = ['SECTIONS', 'SHIPPED', 'LEAST_BYTES', 'UNTRIED', 'POLL_S', 'LiveParameters', 'assigned', 'injected', 'refuse_unknown',
            'strict_parameters', 'folders', 'found_path', 'top_folder', 'chosen_run_dir', 'Plan', 'data_of', 'section',
            'source_of', 'overrides', 'plan_run', 'changes', 'echo', 'Check', 'PreflightFailed', 'attempt', 'Preflight',
            'preflight', 'quality_line', 'preflight_far', 'venue_checks', 'seen_market', 'promotion_for',
@@ -273,9 +273,12 @@ def _folder(plan: Plan) -> str:
         raise ConfigError("run folder", str(plan.run_dir), "a new folder", "its unfinished run has other parameters; resume it with its own")
     return f"resumes an unfinished run, {run.verdict.count} records in its journal"
 
+UNTRIED = ("ON: orders of this run cost money. The way to this broker was rehearsed against its practice venue and never yet tried on the real "
+           "service: begin with sizing.mode fixed and one unit, and watch it")
+
 def _live(cfg: RunConfig) -> str:
     refuse_live(cfg)
-    return "ON: orders of this run cost money" if cfg.venue.broker in LIVE else f"off: {cfg.venue.broker} venue"
+    return UNTRIED if cfg.venue.broker in LIVE else f"off: {cfg.venue.broker} venue"
 
 # %% ../../nbs/live/01_notebook.ipynb #3336ad16
 @dataclass(frozen=True, slots=True)

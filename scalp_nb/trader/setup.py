@@ -217,9 +217,6 @@ def refuse_live(
         phrase = live_phrase(cfg.run.account)
         raise ConfigError("venue.broker", broker, "live.enabled: true and the phrase, typed twice, with real money",
                           f"write live: {{enabled: true, confirm: {phrase!r}}} and export SCALP_LIVE_CONFIRM with the same phrase")
-    if wanted:  # the rehearsal against the practice venue is not complete: see the closing note
-        instead = {"alpaca": "alpaca_paper", "angel": "angel_practice"}[cfg.venue.house]
-        raise ConfigError("venue.broker", broker, f"{instead} in this version", "trade this set there until real money is released")
 
 # %% ../../nbs/trader/12_setup.ipynb #24fc11b0
 @dataclass(frozen=True, slots=True)
