@@ -420,7 +420,7 @@ class StoreReader:
         names = [c.name for c in table.columns]
         order = "id" if "id" in names else ", ".join(c.name for c in table.primary_key.columns)
         order = f"seq, {order}" if "seq" in names else f"ts, {order}" if "ts" in names else order
-        wanted = {"account=?": self.account} if "account" in names else {}
+        wanted: dict[str, str | int] = {"account=?": self.account} if "account" in names else {}
         if since: wanted["ts>=?"] = since
         where = f" WHERE {' AND '.join(wanted)}" if wanted else ""
         found = self.query(f"SELECT {', '.join(names)} FROM {table.name}{where} ORDER BY {order}", tuple(wanted.values()))
