@@ -350,3 +350,12 @@ def test_a_holiday_and_real_money_are_refused(tmp_path, capfd, monkeypatch):
     live = conf(tape, 1.0, **{"venue.broker": "angel_live", "venue.angel.feed": {}, "venue.angel.account": {}})
     assert "typed twice" in refused(live, tmp_path, capfd, "l")
     assert preflight(Plan(live, tmp_path / "p", "test")).checks[0].ok is False
+
+
+def test_the_brokers_estimate_of_charges_is_compared_with_the_plan():
+    tape = kept_long(2)
+    with venue(tape, 1.0):
+        for plan, words in ((None, "by Angel One's estimate too"), ("flat20", "DIFFER from plan flat20: brokerage")):
+            v = open_venue(conf(tape, 1.0, **{"venue.plan": plan}))
+            try: assert v.charges is not None and words in v.charges()
+            finally: shut(v)

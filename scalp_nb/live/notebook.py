@@ -370,6 +370,7 @@ def venue_checks(
     assert b is not None and pace is not None
     return [attempt("venue's account", lambda: _money(b, pace.now())), attempt("venue's clock", lambda: _venue_time(cfg, v)),
             attempt("tradable", lambda: v.tradable() or f"all {len(uni)} symbols"),
+            *([attempt("charges", v.charges)] if v.charges else []),
             attempt("sold short", lambda: _shorts(cfg, uni)), attempt("streamed", lambda: _streamed(cfg, uni))]
 
 # %% ../../nbs/live/01_notebook.ipynb #612dd2ed
