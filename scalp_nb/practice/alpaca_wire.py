@@ -96,6 +96,7 @@ def reload(
     "Forget everything and read it again from disk."
     if api.state is None or api.orders.log is None: return
     api.orders.log.close()
+    api.orders.waiting.clear()   # timers set for it find nothing to end
     log, records = open_log(api.state / "orders.log")
     reopen(api.desk, api.state / "account.log")
     api.orders = api.hub.orders = open_orders(api.desk, api.orders.terms, log, records)
