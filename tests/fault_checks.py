@@ -3,11 +3,13 @@
 A position may be without an exit at the venue only while the trader knows of it and sees its prices, or while it has said that it does not; what
 it must do about a position (a stop at the venue, a decision in time, an exit that is pressed) is judged by what the journal shows it did."""
 
+from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
 from scalp_nb.order.types import Purpose
+from scalp_nb.trader.session import EXIT_NOT_FLAT
 from scalp_nb.trader.streaming import recorded_rows
 
 SECOND = 1_000_000_000
@@ -76,11 +78,25 @@ def protected(s: Any) -> Iterator[str]:
             yield from pressed(s, symbol, span, cover, {i.id: i for i in intents.values() if i.symbol == symbol})
 
 
+def after_the_end(s: Any) -> list[dict[str, Any]]:
+    "Executions that no journal can have: a run that says it ends with a position leaves its stop at work, and that may be filled before we ask."
+    end = s.of("run:end")
+    if s.status != EXIT_NOT_FLAT or not end: return []
+    told = Counter((f.data["symbol"], Decimal(f.data["qty"]), Decimal(f.data["px"])) for f in s.of("note:fill"))
+    out = []
+    for e in s.truth["executions"]:
+        key = (e["symbol"], Decimal(e["qty"]), Decimal(e["px"]))
+        if told[key]: told[key] -= 1
+        elif int(e["ts"]) > end[0].ts: out.append(e)
+    return out
+
+
 def learned_late(s: Any, down: list[Span]) -> Iterator[str]:
     "An execution is in the journal in time, unless a connection was down meanwhile."
     told: dict[Any, list[int]] = {}
     for r in s.of("note:fill"): told.setdefault((r.data["symbol"], Decimal(r.data["qty"]), Decimal(r.data["px"])), []).append(r.ts)
-    for e in s.truth["executions"]:
+    late = after_the_end(s)
+    for e in (x for x in s.truth["executions"] if x not in late):
         heard = told.get((e["symbol"], Decimal(e["qty"]), Decimal(e["px"])), [])
         ts = heard.pop(0) if heard else NEVER
         if ts - int(e["ts"]) > BOUND_S * SECOND and not meets((int(e["ts"]), ts), down):
@@ -102,7 +118,7 @@ def bare(s: Any, sym: int, symbol: str, cover: list[Span], down: list[Span]) -> 
     "Without an exit at the venue the trader knows of the position and sees its prices, or says that it does not."
     bound, rows = int(BOUND_S * SECOND), recorded_rows(s.run_dir)
     seen, path = rows["recv"][rows["sym"] == sym], known(s, symbol)
-    told = [r.ts for r in s.of("note:health", "note:alert", "note:trip")]
+    told = [r.ts for r in s.of("note:health", "note:alert", "note:trip")] + [r.ts for r in s.of("run:end") if not r.data["flat"]]
     for span in positions(s.truth["executions"], symbol):
         for a, b in uncovered(span, cover):
             if b - a <= bound: continue
