@@ -203,8 +203,9 @@ def test_backtest_prints_the_report_and_writes_its_tables(here: Path) -> None:
 def test_help_of_all_commands_and_nothing_heavy_to_show_it() -> None:
     text = scalp("--help").output
     listed = [line.split()[0] for line in text.split("Commands:")[1].split("Exit status")[0].splitlines() if line.strip()]
-    assert listed[0] == "run" and listed[-5:] == ["sweep", "backtest", "validate", "promote", "practice"]
-    for c in listed[-5:]:
+    later = ["sweep", "backtest", "validate", "promote", "practice", "universe"]
+    assert listed[0] == "run" and listed[-6:] == later == list(cli.LATER)
+    for c in later:
         h = scalp(c, "--help")
         assert h.exit_code == 0 and h.output.startswith(f"Usage: scalp {c} ") and ("Example" in h.output or c == "practice")
         assert cli.LATER[c].help.rstrip(".") in text
