@@ -41,6 +41,15 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return None if any("#| default_exp" in "".join(c["source"]) for c in cells) else True
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    "A kernel's ports are chosen before it opens them: of two workers that choose the same, one kernel dies at its start. It is started again."
+    if find_spec("nbval") is None: return
+    import nbval.kernel
+    from tenacity import retry, retry_if_exception_message, stop_after_attempt
+    again = retry(stop=stop_after_attempt(3), retry=retry_if_exception_message(match="Kernel died before replying"), reraise=True)
+    nbval.kernel.start_new_kernel = again(nbval.kernel.start_new_kernel)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> Any:
     "Let nbval make its collector, then prepare the cells it yields."
