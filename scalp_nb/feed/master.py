@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['INDEX', 'Raw', 'MASTER_URL', 'MasterError', 'MasterStale', 'UnknownSymbol', 'NotIntraday', 'TokenChanged',
            'SeveralSymbols', 'MasterRow', 'read_row', 'Master', 'parse_master', 'trading_symbol', 'resolve',
-           'refuse_stale', 'named', 'usable', 'instruments', 'index_tokens', 'MasterConfig', 'download_master',
-           'master_path', 'write_master', 'read_master', 'fetch_master']
+           'refuse_stale', 'named', 'usable', 'instruments', 'MasterConfig', 'download_master', 'master_path',
+           'write_master', 'read_master', 'fetch_master']
 
 # %% ../../nbs/feed/23_master.ipynb #a377df15
 import difflib
@@ -280,12 +280,6 @@ def instruments(
         e.problems = problems
         raise e
     return Universe(asked.name, found)
-
-def index_tokens(
-    master: Master,  # of the day
-) -> dict[str, str]:  # name as published, such as "Nifty 50" -> token
-    "Indices that can be watched."
-    return {s: r["token"] for s, r in master.cash.items() if r["instrumenttype"] == INDEX}
 
 # %% ../../nbs/feed/23_master.ipynb #04957fc3
 MASTER_URL = "https://margincalculator.angelbroking.com/OpenAPI_File/files/OpenAPIScripMaster.json"
