@@ -95,6 +95,9 @@ class BrokerConformance:
         for i in intents: b.submit(i, venue.now)
         seen.add(venue.settle())
 
+    def executes(self, venue: VenueDriver, i: Intent) -> None:
+        "Returns when the venue has executed an order sent a moment ago, whose updates nobody has read; at once where that needs no time."
+
     def agree(self, venue: VenueDriver, b: Broker, seen: Seen) -> BrokerState:
         "The venue's books are the sum of the fills, and the client's fills are the venue's."
         st = b.state(venue.now)
@@ -197,12 +200,24 @@ class BrokerConformance:
         b, seen = self.start(venue)
         i = self.order(venue, b, Side.BUY, 10, "100.05")
         b.submit(i, venue.now)
+        self.executes(venue, i)
         b.cancel(i.id, venue.now)  # before anything has come back
         seen.add(venue.settle())
         assert set(seen.kinds[i.id]) == {K.ACK, K.FILL, K.CANCEL_REJECTED} and seen.filled(i.id) == 10
         b.cancel(i.id, venue.now); seen.add(venue.settle())
         assert seen.kinds[i.id].count(K.CANCEL_REJECTED) == 2 and K.CANCELED not in seen.kinds[i.id]
         self.agree(venue, b, seen)
+
+    def test_cancel_and_execution_at_once(self, venue: VenueDriver) -> None:
+        "Nobody says which of them is first: one of two stories, whole, and never a mixture."
+        b, seen = self.start(venue)
+        i = self.order(venue, b, Side.BUY, 10, "100.05")
+        b.submit(i, venue.now)
+        b.cancel(i.id, venue.now)
+        seen.add(venue.settle())
+        stories = ({K.ACK, K.FILL, K.CANCEL_REJECTED}, 10), ({K.ACK, K.CANCELED}, 0)
+        assert (set(seen.kinds[i.id]), seen.filled(i.id)) in stories
+        assert self.agree(venue, b, seen).orders == ()
 
     def test_cancel_of_an_unknown_order(self, venue: VenueDriver) -> None:
         b, seen = self.start(venue)

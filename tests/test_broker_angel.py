@@ -184,6 +184,14 @@ def venue() -> Iterator[AngelDriver]:
 
 
 class TestAngel(BrokerConformance):
+    def executes(self, venue: AngelDriver, i: Intent) -> None:  # type: ignore[override]
+        "An order takes three stages of venue time to the exchange; a cancel that comes earlier wins."
+        def complete() -> bool:
+            venue.step(5 * MS)
+            assert venue.server is not None
+            return any(t.tag == i.id and t.status == "complete" for t in venue.server.api.orders.tickets.values())
+        wait_until(complete)
+
     def test_lost_ack_then_query(self, venue: AngelDriver) -> None:
         "The suite expects silence until somebody asks; here the order book is read anyway and shows the tag by itself."
         b, seen = self.start(venue, "lost_ack")

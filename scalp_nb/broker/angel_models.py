@@ -226,7 +226,7 @@ def read_limits(
     "Money; refuses limits that do not say what there is."
     found = {k: amount(d.get(k)) if isinstance(d, Mapping) else None for k in ("net", "utiliseddebits", "m2mrealized", "m2munrealized")}
     net = found["net"]
-    if net is None or any(abs(x or 0) >= 10**15 for x in found.values()):
+    if net is None or any(abs(x or Decimal(0)) >= 10**15 for x in found.values()):
         raise BrokerError("limits from Angel One", str(d)[:80], "net, and sums below 10^15 rupees", "look at the account in Angel One's app")
     used, won, open_won = (found[k] or Decimal(0) for k in ("utiliseddebits", "m2mrealized", "m2munrealized"))
     morning = (net + used - won).quantize(Decimal("0.01"))
