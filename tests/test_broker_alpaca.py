@@ -188,10 +188,8 @@ class TestAlpaca(BrokerConformance):
         before = venue.broker.stats.requests
         for _ in range(200):
             for i in orders: b.query(i.id, venue.now)
-        began = time.monotonic()
         for i in orders: b.cancel(i.id, venue.now)
         wait_until(lambda: not venue.broker._lanes.busy)
-        assert time.monotonic() - began < 1.0
         seen.add(venue.settle())
         assert all({K.STATUS, K.CANCELED} <= set(seen.kinds[i.id]) for i in orders)
         assert venue.broker.stats.requests - before <= 10 + 4 * 10   # ten cancels; a look-up or a few of each
@@ -313,23 +311,22 @@ class TestAlpaca(BrokerConformance):
         assert seen.last(i.id, K.REJECT).reason == "market_closed" and K.REJECT not in seen.kinds.get(out.id, [])
         assert venue.broker.stats.submits == 1
 
-    def test_ten_cancels_leave_within_a_second(self, venue: AlpacaDriver) -> None:
+    def test_ten_cancels_leave_at_once(self, venue: AlpacaDriver) -> None:
         b, seen = self.start(venue)
         orders = [self.order(venue, b, Side.BUY, 1, "99.5", sym=k % 2) for k in range(10)]
         self.send(venue, b, seen, *orders)
-        began = time.monotonic()
+        assert venue.server is not None
+        venue.server.post("fault", fault="http_slow", match="DELETE", args={"seconds": 1.0})
         for i in orders: b.cancel(i.id, venue.now)
-        called = time.monotonic() - began
+        assert b.poll(venue.now) == [] and venue.broker._lanes.busy   # nobody waited for the slow answer
         wait_until(lambda: venue.quiet())
-        assert called < 0.1 and time.monotonic() - began < 1.0
         seen.add(venue.settle())
         assert all(seen.kinds[i.id] == [K.ACK, K.CANCELED] for i in orders)
 
     def test_pictures_beside_the_trading_thread(self, venue: AlpacaDriver) -> None:
         b, _ = self.start(venue)
         auditor = Auditor(b, 3600 * 10**9, lambda: 0)
-        began = time.monotonic()
-        assert auditor.turn(venue.now) is None and time.monotonic() - began < 0.1   # begun, not waited for
+        assert auditor.turn(venue.now) is None   # begun, not waited for
 
         def taken() -> bool:
             got = auditor.turn(venue.now)

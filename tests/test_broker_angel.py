@@ -268,10 +268,9 @@ class TestAngel(BrokerConformance):
         b, seen = self.start(venue)
         orders = [replace(self.order(venue, b, Side.BUY, 1, "99.5", sym=k % 2), purpose=Purpose.TARGET) for k in range(10)]
         self.send(venue, b, seen, *orders)
-        began = time.monotonic()
         at = venue.now
         for i in orders: b.cancel(i.id, venue.now)
-        assert time.monotonic() - began < 0.1
+        assert b.poll(at) == [] and b._lanes.busy   # called, not waited for
         wait_until(lambda: not venue.step(20 * MS) and venue.broker.stats.cancels == 10 and not b._lanes.busy)
         assert venue.now - at < 2 * S   # eight in a second
         seen.add(venue.settle())
@@ -280,8 +279,7 @@ class TestAngel(BrokerConformance):
     def test_pictures_beside_the_trading_thread(self, venue: AngelDriver) -> None:
         b, _ = self.start(venue)
         auditor = Auditor(b, 3600 * S, lambda: 0)
-        began = time.monotonic()
-        assert auditor.turn(venue.now) is None and time.monotonic() - began < 0.1   # begun, not waited for
+        assert auditor.turn(venue.now) is None   # begun, not waited for
 
         def taken() -> bool:
             got = auditor.turn(venue.now)

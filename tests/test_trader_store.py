@@ -669,8 +669,14 @@ def test_opening_is_fast_with_a_long_journal(tmp_path: Path) -> None:
     with Store.open(p, "paper") as store:
         for i in range(100_000): store.append("note:decision", i, {"i": i})
         store.set_state("trader", {"n": 1})
-    t = time.perf_counter()
+    opened, verified = [], []
+    for _ in range(5):
+        t = time.perf_counter()
+        with Store.open(p, "paper") as store:
+            assert store.get_state("trader") == {"n": 1}
+            opened.append(time.perf_counter() - t)
+            assert store.verify().count > 100_000
+            verified.append(time.perf_counter() - t - opened[-1])
+    assert min(opened) < min(verified) / 3   # it does not read the journal, as a verification does
     with Store.open(p, "paper") as store:
-        assert store.get_state("trader") == {"n": 1}
-        assert time.perf_counter() - t < 0.3
         assert orjson.loads(next(store.records(100_000)).data) == {"i": 99_999}
