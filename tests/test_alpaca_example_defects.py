@@ -1,7 +1,6 @@
 """The known defects of alpacahq/example-scalping (4d09627), each as a test that this trader passes at the practice venue."""
 
 import threading
-import time
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, date, datetime

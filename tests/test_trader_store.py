@@ -675,7 +675,7 @@ def test_opening_is_fast_with_a_long_journal(tmp_path: Path) -> None:
         with Store.open(p, "paper") as store:
             assert store.get_state("trader") == {"n": 1}
             opened.append(time.perf_counter() - t)
-            assert store.verify().count > 100_000
+            assert store.verify().count == 100_000
             verified.append(time.perf_counter() - t - opened[-1])
     assert min(opened) < min(verified) / 3   # it does not read the journal, as a verification does
     with Store.open(p, "paper") as store:
