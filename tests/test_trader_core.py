@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from markets import config, market, notes, random_tape, run_all, said, synthetic
+from markets import DAY, config, market, notes, random_tape, run_all, said, synthetic
 
 from scalp_nb.broker.base import NEVER
 from scalp_nb.feed.errors import ConfigError
 from scalp_nb.feed.health import HealthConfig, health_params
 from scalp_nb.feed.instrument import Universe
-from scalp_nb.order.types import Intent, OrderState, Purpose
+from scalp_nb.order.types import Intent, OrderState, OrderType, Purpose, Tif
+from scalp_nb.practice.venue import synthetic_us
 from scalp_nb.strategy.pressure import PressureParams, rule_params
 from scalp_nb.strategy.scan import WINDOW, Scanner, scan_at
 from scalp_nb.trader.core import Trader, TraderError, restore, snapshot
@@ -120,6 +121,20 @@ def test_chased_entries_end_like_others():
         assert t.trades_today == len({i for i in entries if t.orders.orders[i].filled}) <= t.limits.max_trades_per_day
         assert r.halted is not None and r.halted.ok and t.book.cash == r.broker.state(t.now).account.cash
     assert chased >= 2 and capped >= 1, (chased, capped)
+
+
+def test_entries_by_market_order_where_the_venue_takes_them():
+    """The Alpaca specification's order type: no price goes out, the gates judge the marketable one, and the books agree."""
+    tape = synthetic_us(("AAPL", "MSFT"), DAY, 1200, seed=3, episode_every_s=120.0, episode_s=40.0, edge_bps=20.0)
+    over = {"venue.terms": "alpaca", "exits.entry_order": "market", "exits.allow_market": True, "strategy.fallback": "displayed",
+            "strategy.depth_multiplier": 1.1, "paper": {"partial_prob": 0.3, "order_latency_ns": 50_000_000}}
+    r, cut = (run_all(config(**over), tape.rows, tape.universe, cuts) for cuts in (None, [97, 1003]))
+    assert [(ts, dumps(encode(c))) for ts, c in said(r)] == [(ts, dumps(encode(c))) for ts, c in said(cut)]
+    entries = [c.intent for _, c in said(r) if isinstance(c, Submit) and c.intent.purpose is Purpose.ENTRY]
+    assert len(entries) >= 3 and {(i.type, i.limit, i.tif) for i in entries} == {(OrderType.MARKET, None, Tif.DAY)}
+    assert all(n["price"] > 0 and n["ref_px"] > 0 for n in notes(r, "decision"))
+    assert len(notes(r, "round_trip")) >= 3 and r.halted is not None and r.halted.ok
+    assert r.broker.state(r.trader.now).account.cash == r.trader.book.cash
 
 
 @pytest.mark.parametrize("mode", ["venue_stop", "oco", "local"])
