@@ -89,8 +89,8 @@ def fill_up(store: Store) -> None:
     store.put_equity(3, Decimal("100.00"), Decimal("90.5"), Decimal("-0.1"))
     store.put_positions(3, [("INFY", Decimal("-3"), Decimal("9.50")), ("TCS", Decimal(1), Decimal(2))])
     store.put_positions(4, [])
-    store.put_bar("INFY", 60, (1, 2, 0.5, 1.5, 100))
-    store.put_bar("INFY", 60, (1, 2, 0.5, 1.75, 110), 1.25, 9)
+    store.put_bar("INFY", 60, 60, (1, 2, 0.5, 1.5, 100))
+    store.put_bar("INFY", 60, 60, (1, 2, 0.5, 1.75, 110), 1.25, 9)
     store.set_state("trader", {"n": 1})
     store.set_state("trader", {"n": 2, "cash": Decimal("100.10"), "set": frozenset({"a"})})
     store.append("note:fill", 3, Note("fill", {"text": "naïve \u0000 \ud800"}), corr=BUY.id)
@@ -653,6 +653,28 @@ def test_a_lost_server_shuts_the_store(postgres: str) -> None:
     store.close()
     with Store.open(postgres, "lost") as store:
         assert store.verify().count == 1 and store.took_over
+
+
+def test_bars_of_two_sizes_and_two_accounts_do_not_mix(where: str) -> None:
+    with Store.open(where, "paper") as store:
+        for size, close in ((60, 1.5), (300, 2.5)): store.put_bar("INFY", size, 0, (1, 3, 0.5, close, 100))
+    with Store.open(where, "other") as store: store.put_bar("INFY", 60, 0, (1, 3, 0.5, 2.75, 100))
+    for account, found in (("paper", {60: 1.5, 300: 2.5}), ("other", {60: 2.75})):
+        with Store.open(where, account, exclusive=False) as store:
+            assert {r["size_ns"]: r["close"] for r in store.rows(S.BARS)} == found
+
+
+def test_bars_of_an_older_store_are_set_aside_and_nothing_else(where: str) -> None:
+    with Store.open(where, "paper") as store:
+        fill_up(store)
+        head, old = store.head(), "CREATE TABLE bars (symbol TEXT NOT NULL, ts BIGINT NOT NULL, close FLOAT, PRIMARY KEY (symbol, ts))"
+        for sql in ("DROP TABLE bars", old, "INSERT INTO bars VALUES ('INFY', 60, 1.5)"): store.query(sql)
+    with Store.open(where, "paper") as store:
+        assert store.head() == head and store.verify().ok and store.rows(S.BARS) == []
+        (name,) = [n for n in S.inspect(store.db.engine).get_table_names() if n.startswith("bars_before_")]
+        assert store.query(f"SELECT symbol, ts, close FROM {name}") == [("INFY", 60, 1.5)]
+        store.put_bar("INFY", 60, 60, (1, 2, 0.5, 1.5, 100))
+    with Store.open(where, "paper") as store: assert len(store.rows(S.BARS)) == 1
 
 
 def test_importing_is_quiet(tmp_path: Path) -> None:

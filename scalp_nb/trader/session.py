@@ -42,7 +42,7 @@ from ..feed.instrument import Universe
 from ..feed.replay import replay
 from ..order.types import Fill, Purpose, Side
 from ..risk.limits import RiskLimits
-from ..strategy.barplan import BarPlan
+from ..strategy.barplan import BarPlan, base_ns
 from ..strategy.pressure import PressureParams
 from .config import load_config, span_ns
 from .control import Bound, ControlServer, Mailbox, make_app, new_token
@@ -109,7 +109,7 @@ class StoreLedger:
         elif n.kind == "fill": self.store.put_fill(fill_of(n, trader), Decimal(n.data["fee"]))
         elif n.kind == "bars":
             for symbol, ts, *ohlcv, vwap, trades, flags in n.data["bars"]:
-                if not flags & BAR_VOID: self.store.put_bar(symbol, ts, ohlcv, vwap, trades)
+                if not flags & BAR_VOID and trader.desk is not None: self.store.put_bar(symbol, trader.desk.size, ts, ohlcv, vwap, trades)
         elif n.kind == "equity":
             self.store.put_equity(trader.now, *(Decimal(n.data[k]) for k in ("equity", "cash", "unrealised")))
             uni = trader.setup.universe
@@ -207,22 +207,24 @@ def resume_row(
 def kept_bars(
     store: Store,  # of the account
     universe: Universe,  # symbols wanted
+    size: int,  # length of the bars, ns
     since: int = 0,  # ns UTC
 ) -> tuple[BarRow, ...]:  # for `Runner.start`
     "The closed bars the store has, as a restarted session on a venue's bars needs them."
     at = {s: i for i, s in enumerate(universe.symbols)}
-    rows = [r for r in store.rows(BARS, since) if r["symbol"] in at]
+    rows = [r for r in store.rows(BARS, since) if r["symbol"] in at and r["size_ns"] == size]
     return tuple((r["ts"], *(r[f] for f in BAR_FIELDS[1:6]), math.nan if r["vwap"] is None else r["vwap"], r["trades"] or 0, at[r["symbol"]], 0)
                  for r in rows)
 
 def keep_bars(
     store: Store,  # of the account
     universe: Universe,  # what the rows' index means
+    size: int,  # length of the bars, ns
     rows: Iterable[BarRow],  # closed bars the store may not have
 ) -> None:
     "Keep a venue's bars: whoever begins again asks for less."
     for ts, o, h, low, c, v, vwap, trades, sym, flags in rows:
-        if not flags & BAR_VOID: store.put_bar(universe[sym].symbol, ts, (o, h, low, c, v), None if math.isnan(vwap) else vwap, trades)
+        if not flags & BAR_VOID: store.put_bar(universe[sym].symbol, size, ts, (o, h, low, c, v), None if math.isnan(vwap) else vwap, trades)
 
 # %% ../../nbs/trader/13_session.ipynb #291c142b
 def begin(run: Run) -> None:
@@ -273,12 +275,14 @@ def connect(
     run.line.updates, run.runner.later = v.broker.news, auditor.soon
     feed.watch(v.broker.wake_fd)  # type: ignore[attr-defined]
     feed.start(pace.now())
-    kept = kept_bars(run.store, setup.universe, setup.bar_days[0].open_ts)
+    if not isinstance(setup.params, BarPlan): return ()
+    size = base_ns(setup.params)
+    kept = kept_bars(run.store, setup.universe, size, setup.bar_days[0].open_ts)
     source = feed if v.past is None else v.past(bool(kept) and kept[-1][0] >= setup.sessions[0].open_ts)
     history, where = warm_history(setup, source, kept, pace.now())
     if where: run.store.append("run:history", pace.now(), {"bars": len(history), "where": where})
     known = {(b[0], b[8]): b[:6] for b in kept}
-    keep_bars(run.store, setup.universe, (b for b in history if known.get((b[0], b[8])) != b[:6]))
+    keep_bars(run.store, setup.universe, size, (b for b in history if known.get((b[0], b[8])) != b[:6]))
     return history
 
 def venue_time(broker: Broker) -> int:

@@ -25,7 +25,7 @@ from typing import Any, Self
 from urllib.parse import quote
 
 import orjson
-from sqlalchemy import DDL, BigInteger, Column, Engine, Float, Integer, MetaData, Table, Text, create_engine, event
+from sqlalchemy import DDL, BigInteger, Column, Engine, Float, Integer, MetaData, Table, Text, create_engine, event, inspect
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool, StaticPool
@@ -63,7 +63,7 @@ def _log(name: str, spec: str) -> Table:
     return Table(name, META, key, *_cols(spec))
 
 # %% ../../nbs/trader/02_store.ipynb #42dd9715
-BARS = _table("bars", "symbol:t* ts:i* open:f high:f low:f close:f volume:f vwap:f? trades:i?")
+BARS = _table("bars", "account:t* symbol:t* size_ns:i* ts:i* open:f high:f low:f close:f volume:f vwap:f? trades:i?")
 INTENTS = _table("order_intents", "account:t* client_order_id:t* seq:i ts:i strategy:t symbol:t sym:i side:t purpose:t qty:t order_type:t "
                  "limit_px:t? stop_px:t? tif:t ref_px:t parent:t reason:t oco:t")
 ORDERS = _table("orders", "account:t* client_order_id:t* state:t sent_ts:i updated_ts:i venue_id:t filled_qty:t notional:t exec_ids:t "
@@ -264,9 +264,16 @@ class _Db:
 # %% ../../nbs/trader/02_store.ipynb #1aea06e5
 _SCHEMA_LOCK = 0x5CA1B  # PostgreSQL advisory lock: one creator of tables at a time
 
+def _set_aside(db: _Db) -> None:
+    "Bars of a store from before they had a length and an account are kept under another name: nobody can tell what they are."
+    found = inspect(db.engine)
+    if not found.has_table("bars") or any(c["name"] == "size_ns" for c in found.get_columns("bars")): return
+    db.all(f"ALTER TABLE bars RENAME TO bars_before_{time.time_ns() // 1_000_000_000}")
+
 def _create(db: _Db) -> None:
     "Create what is missing, and make the file's name durable."
     if db.pg: db.all("SELECT pg_advisory_lock(?)", (_SCHEMA_LOCK,))
+    _set_aside(db)
     META.create_all(db.engine)
     if db.pg: db.all("SELECT pg_advisory_unlock(?)", (_SCHEMA_LOCK,))
     if db.path is None: return
@@ -635,13 +642,15 @@ class StoreSnapshots(StoreTables):
     def put_bar(
         self,
         symbol: str,
+        size: int,  # length of the bar, ns
         ts: int,  # start of the bar, ns UTC
         ohlcv: tuple[float, float, float, float, float],  # open, high, low, close, volume
         vwap: float | None = None,
         trades: int | None = None,
     ) -> None:
         "Queue a bar; a corrected bar replaces the one before."
-        self._queue(BARS, (symbol, int(ts), *map(float, ohlcv), vwap, trades), (symbol, int(ts)))
+        key = symbol, int(size), int(ts)
+        self._queue(BARS, (self.account, *key, *map(float, ohlcv), vwap, trades), key)
 
 # %% ../../nbs/trader/02_store.ipynb #52c61f3f
 class StoreLife(StoreSnapshots):
