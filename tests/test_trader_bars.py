@@ -208,6 +208,16 @@ def test_bars_from_the_venue_corrections_included():
     assert notes(r, "alert")[-1]["code"] == "bad_bar"
 
 
+@pytest.mark.parametrize("trades, volume, blocked", [(4, 100.0, "bar_trades"), (10, 100.0, ""), (0, 100.0, "no_trade_counts"), (0, 0.0, "bar_trades")])
+def test_bars_of_few_trades_give_no_entry_and_bars_that_count_none_are_named(trades, volume, blocked):
+    r, ses = venue_run(**{"strategy.min_bar_trades": 10})
+    for k, px in enumerate([100, 99, 98, 97, 101.0]):
+        b = bar(ses, k, px)
+        b["trades"], b["volume"] = trades, volume
+        r.send(BarClosed(ses.open_ts + (k + 1) * MINUTE + 1_000_000, bar_rows(b)))
+    assert [n["blocked"] for n in notes(r, "signal") if n["side"]] == [blocked]
+
+
 def test_restarted_on_the_bars_of_the_store_it_trades_at_once(tmp_path):
     r, ses = venue_run()
     with Store.open(tmp_path / "s.db", "paper") as store:

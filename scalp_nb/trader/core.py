@@ -859,8 +859,9 @@ def signalled(t: Trader, desk: BarDesk, said: Said, ts: int, out: list[Command])
     sym, side, bits, qty = int(sig["sym"]), int(sig["side"]), int(sig["exit"]), t.book.qty(int(sig["sym"]))
     leaving = bool(bits & (CLOSE_LONG if qty > 0 else CLOSE_SHORT)) if qty else False
     if not side and not leaving: return
-    quiet = int(said.bar["trades"]) < desk.plan.min_bar_trades
-    why = ("bar_trades" if quiet else barred(t, sym, side, ts)) if side else ""
+    trades = int(said.bar["trades"])
+    quiet = "" if trades >= desk.plan.min_bar_trades else "bar_trades" if trades or not said.bar["volume"] else "no_trade_counts"
+    why = (quiet or barred(t, sym, side, ts)) if side else ""
     numbers = {k: finite(float(sig[k])) for k in ("strength", "stop_pct", "target_pct", "size")}
     out.append(Note("signal", {"symbol": t.setup.universe[sym].symbol, "bar": int(sig["ts"]), "side": side, "exit": bits, "blocked": why, **numbers}))
     o = Offer(bar_candidate(t, sym, side, float(sig["strength"]), ts), float(sig["stop_pct"]), float(sig["target_pct"]), float(sig["size"]),
