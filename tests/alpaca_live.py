@@ -50,6 +50,12 @@ def shaped(mid: Any, seed_px: float = 100.0, past: int = 40, size: float = 5000.
     return make_tape(rows[rows["ts"] >= cut], tape.universe, bars[bars["ts"] >= cut], bars[bars["ts"] < cut])
 
 
+def waves(n: int, seconds: int) -> Any:
+    "Prices that rise for four minutes and fall for four, all symbols together: every turn is a crossing."
+    t = np.arange(seconds) % 480
+    return 98.8 + 0.003 * np.minimum(t, 480 - t)[:, None] * np.ones(n)
+
+
 @contextmanager
 def venue(tape: Tape, speed: float = 60.0, **how: Any) -> Iterator[PracticeServer]:
     "A practice venue whose address and keys are in the environment, as `scalp practice alpaca` prints them."
@@ -104,7 +110,7 @@ def journal(run_dir: Path, *kinds: str, account: str = "test") -> list[Any]:
     except StoreError: return []
 
 
-def until(look: Callable[[], Any], what: str, timeout: float = 60.0, every: float = 0.02) -> Any:
+def until(look: Callable[[], Any], what: str, timeout: float = 120.0, every: float = 0.02) -> Any:
     "The first true value of `look`."
     end = time.monotonic() + timeout
     while time.monotonic() < end:

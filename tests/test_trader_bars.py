@@ -208,7 +208,8 @@ def test_bars_from_the_venue_corrections_included():
     assert notes(r, "alert")[-1]["code"] == "bad_bar"
 
 
-@pytest.mark.parametrize("trades, volume, blocked", [(4, 100.0, "bar_trades"), (10, 100.0, ""), (0, 100.0, "no_trade_counts"), (0, 0.0, "bar_trades")])
+@pytest.mark.parametrize("trades, volume, blocked",
+                         [(4, 100.0, "bar_trades"), (10, 100.0, ""), (0, 100.0, "no_trade_counts"), (0, 0.0, "bar_trades")])
 def test_bars_of_few_trades_give_no_entry_and_bars_that_count_none_are_named(trades, volume, blocked):
     r, ses = venue_run(**{"strategy.min_bar_trades": 10})
     for k, px in enumerate([100, 99, 98, 97, 101.0]):

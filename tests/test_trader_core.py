@@ -18,7 +18,7 @@ from scalp_nb.practice.venue import synthetic_us
 from scalp_nb.strategy.pressure import PressureParams, rule_params
 from scalp_nb.strategy.scan import WINDOW, Scanner, scan_at
 from scalp_nb.trader.core import Trader, TraderError, restore, snapshot
-from scalp_nb.trader.events import AccountState, Control, Depth, Halt, Link, Note, Reconciled, Submit
+from scalp_nb.trader.events import AccountState, Clock, Control, Depth, Halt, Link, Note, Reconciled, Started, Submit
 from scalp_nb.trader.journal import dumps, encode
 from scalp_nb.trader.runner import Memory
 from scalp_nb.trader.setup import paper_run
@@ -250,6 +250,26 @@ def test_kill_is_latched_flattens_and_survives_a_restart():
         control(r, "reset_breaker", name="drawdown")
     control(r, "reset_breaker", name="kill")
     assert not r.trader.breakers.blocks_entries
+
+
+@pytest.mark.parametrize("over", [{"exits.time_stop_s": 0.0}, {}], ids=["kept", "an exit that nobody answers"])
+def test_silence_after_a_restart_counts_from_the_restart(over):
+    """Found in a restart with a position: before its first row the feed had been silent for 1,795,101,786 s, and its breaker tripped early.
+    And with an order that is asked about every second, the look at the silence was put off every second."""
+    r, rows = started(**over)
+    feed_until_held(r, rows)
+    t, began = Trader(r.trader.setup), r.trader.now + 60 * 10**9
+    t.handle(Started(began, r.broker.state(r.trader.now), snapshot(r.trader)))
+    assert t.held and t.reconciled
+    stale = max(t.setup.health.stale_ms, t.setup.health.connection_stale_ms) * 10**6
+    patience = stale + int(t.limits.feed_breaker_s * 10**9)
+    said_of = [c for ts in range(began, began + patience - 10**9, 10**9) for c in t.handle(Clock(ts)) if isinstance(c, Note)]
+    assert "feed" not in t.breakers.tripped
+    silent = [c.data["silent_ms"] for c in said_of if c.kind == "health" and "silent_ms" in c.data]
+    assert silent and max(silent) <= patience / 10**6
+    later = [c for ts in range(began + patience, began + 2 * patience, 10**9) for c in t.handle(Clock(ts)) if isinstance(c, Note)]
+    (trip,) = [c.data for c in later if c.kind == "trip" and c.data["breaker"] == "feed"]
+    assert 0 < float(trip["reason"].split()[3]) < 2 * patience / 10**9, trip
 
 
 def test_pause_flatten_resume_and_names():

@@ -11,9 +11,9 @@ __all__ = ['NEVER', 'SECOND', 'EQUITY_NS', 'HORIZON_S', 'SILENT_NS', 'REPRICE', 
            'submit', 'cancel', 'chased_limit', 'chase', 'place', 'blocked_exit', 'alert', 'act', 'backstop', 'arm',
            'disarm', 'sync', 'exits_of', 'block', 'retime', 'round_fn', 'holding', 'released', 'exit_view', 'close',
            'order_note', 'booked', 'closed', 'trip_note', 'on_evidence', 'entry_ended', 'resolved', 'due_at', 'advance',
-           'tick', 'unanswered', 'tick_timers', 'replan', 'again', 'silence_due', 'watch_exposed', 'limits',
-           'roll_window', 'cutoffs', 'on_depth', 'decide', 'silence', 'window_closed', 'decide_window', 'later',
-           'bars_due', 'bars_in', 'bars_note', 'signalled', 'bar_candidate', 'offered', 'barred', 'standing',
+           'tick', 'unanswered', 'tick_timers', 'replan', 'again', 'silence_due', 'watch_silence', 'watch_exposed',
+           'limits', 'roll_window', 'cutoffs', 'on_depth', 'decide', 'silence', 'window_closed', 'decide_window',
+           'later', 'bars_due', 'bars_in', 'bars_note', 'signalled', 'bar_candidate', 'offered', 'barred', 'standing',
            'turn_round', 'warm_up', 'on_bar_closed', 'on_clock', 'on_started', 'compare', 'on_reconciled', 'on_account',
            'on_link', 'on_news', 'on_control', 'finish', 'changed', 'snapshot', 'restore']
 
@@ -138,6 +138,7 @@ class Trader:
     consumed: int = 0   # index after the last row the last Depth event consumed
     due: int = NEVER    # when something is due although no row says so, ns; kept by `handle`
     watched: int = -1   # symbol whose row the simulated exchange must see now, -1 none
+    began: int = 0      # when this life of the trader began, ns: nothing was silent before
 
     def __init__(
         self,
@@ -221,7 +222,7 @@ def in_session(t: Trader, ts: int) -> bool:
 
 def bad_feed(t: Trader, ts: int) -> str:
     "Why the connection is not believed now, empty when it is; a single silent symbol is no reason to stop the account."
-    silent = ts - int(t.scanner.g["last_recv"])
+    silent = ts - max(int(t.scanner.g["last_recv"]), t.began)
     stale = t.held and silent > int(t.scanner.p["conn_stale_ns"]) and in_session(t, ts)
     return f"no row for {silent / 1e9:.1f} s" if stale else ""
 
@@ -567,7 +568,7 @@ def retime(t: Trader, sym: int, ts: int, h: Held | None) -> None:
         plan = plan_deadline(exit_view(sym, t.book.qty(sym), t, h, ts), t.orders.family(sym, h.entry_id), exits_of(t, h.entry_id))
         own = h.retry if h.trigger else min(h.exit_by, t.flat_by[sym], h.retry)
         t.timers.replan[sym] = max(ts + 1, min(plan, own))
-    t.timers.exposed = silence_due(t, ts)
+    watch_silence(t, ts)
 
 # %% ../../nbs/trader/10_core.ipynb #aa47ac90
 def round_fn(t: Trader, sym: int) -> Callable[[Decimal, int], Decimal]:
@@ -733,13 +734,17 @@ def again(t: Trader, sym: int, h: Held, ts: int, out: list[Command]) -> None:
 def silence_due(t: Trader, ts: int) -> int:
     "When the first held symbol will have been silent for too long; sooner while one is."
     st, stale = t.scanner.sym, int(t.scanner.p["stale_ns"])
-    times = [int(st["recv"][s]) + stale + 1 for s in t.held]
+    times = [max(int(st["recv"][s]), t.began) + stale + 1 for s in t.held]
     return max(min(times), ts + SILENT_NS) if times and min(times) <= ts else min(times, default=NEVER)
+
+def watch_silence(t: Trader, ts: int) -> None:
+    "Look no later than this; an appointment that stands is never put off, or whoever keeps asking would put it off for ever."
+    t.timers.exposed = min(t.timers.exposed, silence_due(t, ts))
 
 def watch_exposed(t: Trader, ts: int, out: list[Command]) -> None:
     "A held symbol may have fallen silent: say so; a silent connection counts towards its breaker."
     for sym in t.held:
-        silent, st = ts - int(t.scanner.sym["recv"][sym]), t.scanner.sym[sym]
+        silent, st = ts - max(int(t.scanner.sym["recv"][sym]), t.began), t.scanner.sym[sym]
         if silent > int(t.scanner.p["stale_ns"]) and not int(st["health"]) & STALE and in_session(t, ts):
             st["health"] = int(st["health"]) | STALE
             out.append(Note("health", {"symbol": t.setup.universe[sym].symbol, "bits": ["stale"], "silent_ms": silent // 1_000_000, "held": True}))
@@ -795,7 +800,7 @@ def decide(t: Trader, out: list[Command]) -> None:
         close(t, sym, "stop" if reason & EXIT_STOP else "target" if reason & EXIT_TARGET else "opposite", ts, out)
     if reason & LOSS: limits(t, ts, out)
     if reason & HEALTH:
-        t.timers.exposed = silence_due(t, ts)
+        watch_silence(t, ts)
         bits = health_names(int(t.scanner.sym["health"][sym]))
         out.append(Note("health", {"symbol": t.setup.universe[sym].symbol, "bits": list(bits), "held": sym in t.held}))
     if reason & SILENCE: silence(t, ts, out)
@@ -941,7 +946,7 @@ def on_started(t: Trader, e: Started, out: list[Command]) -> None:
     "Recover, reconcile, and open for business only when the books agree."
     if e.recovered is not None: restore(t, e.recovered)
     else: t.book = PositionBook(e.broker.account.cash)
-    t.scanner.g["now"] = max(t.now, e.ts)
+    t.scanner.g["now"], t.began = max(t.now, e.ts), e.ts
     t.start_equity = t.start_equity or e.broker.account.equity
     t.peak_equity = max(t.peak_equity, t.start_equity)
     shorts = t.params.allow_short and t.setup.caps.short

@@ -28,7 +28,7 @@ class Step:
     name: str
     argv: list[str]
     hint: str
-    limit: float = 900   # seconds before the step is killed
+    limit: float = 1800   # seconds before the step is killed
     seconds: float = 0
     rc: int | None = None
     closing: list[str] = field(default_factory=list)   # pytest's closing line
