@@ -34,7 +34,7 @@ class ExitConfig(BaseModel):
     entry_slip_pct: float | None = Field(None, gt=0, le=0.05, description="limit of an entry beyond the touch; None = max_slippage_pct")
     reprice_ms: int = Field(500, ge=10, le=60_000, description="chase an exit that has not filled, and retry a failed one, after this")
     max_slippage_pct: float = Field(0.002, gt=0, le=0.05, description="furthest limit beyond the touch, or beyond a stop's trigger")
-    entry_order: Literal["limit", "market"] = Field("limit", description="limit: a marketable limit, entry_slip_pct beyond the touch; market: no price")
+    entry_order: Literal["limit", "market"] = Field("limit", description="limit: marketable, entry_slip_pct beyond the touch; market: no price")
     allow_market: bool = Field(False, description="leave by market order where the venue accepts them")
 
     @property
@@ -45,7 +45,7 @@ class ExitConfig(BaseModel):
         if self.entry_slip > self.max_slippage_pct: raise ValueError("an entry_slip_pct of at most max_slippage_pct")
         if self.entry_chases and self.entry_slip >= self.max_slippage_pct:
             raise ValueError("an entry_slip_pct below max_slippage_pct where entries are chased: the first price leaves no room for another")
-        if self.entry_chases and self.entry_order == "market": raise ValueError("entry_chases of 0 with entry_order market: it has no price to better")
+        if self.entry_chases and self.entry_order == "market": raise ValueError("entry_chases of 0 with entry_order market: no price to better")
         return self
 
 # %% ../../nbs/order/04_exits.ipynb #bcd876d2
