@@ -411,7 +411,8 @@ def send_entry(t: Trader, c: Candidate, ts: int, qty: Decimal, limit: Decimal, r
     "Turn an allowed candidate into a durable intent; its id, empty when a rule of the venue refuses it. The parent is the entry it chases."
     sym, ins, plain = c.sym, t.setup.universe[c.sym], t.setup.exits.entry_order == "market"
     intent = t.orders.next_intent(ts=ts, sym=sym, symbol=ins.symbol, side=Side(c.side), purpose=Purpose.ENTRY, qty=qty,
-                                  type=OrderType.MARKET if plain else OrderType.LIMIT, limit=None if plain else limit, stop=None, tif=Tif.DAY, ref_px=ref, parent=parent, reason=t.setup.strategy)
+                                  type=OrderType.MARKET if plain else OrderType.LIMIT, limit=None if plain else limit, stop=None,
+                                  tif=Tif.DAY, ref_px=ref, parent=parent, reason=t.setup.strategy)
     broken = t.setup.rules[sym].check(intent, ins)
     if broken:
         refuse(t, sym, ts, "venue_rule", {"tier": 1, "violations": [str(b) for b in broken]}, out)

@@ -403,7 +403,8 @@ def caps_for(cfg: RunConfig) -> BrokerCaps:
     "What the configured venue accepts; refuses entries of a type it does not."
     caps = CAPS[cfg.venue.house] if cfg.venue.far else caps_of(paper_config(cfg))
     if cfg.exits.entry_order == "market" and OrderType.MARKET not in caps.order_types:
-        raise ConfigError(f"exits.entry_order at {caps.name}", "market", "limit: it takes " + ", ".join(sorted(caps.order_types)), "use entry_order: limit")
+        takes = ", ".join(sorted(caps.order_types))
+        raise ConfigError(f"exits.entry_order at {caps.name}", "market", f"limit: it takes {takes}", "use entry_order: limit")
     return caps
 
 # %% ../../nbs/trader/12_setup.ipynb #df1b1da3
