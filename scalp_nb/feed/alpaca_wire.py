@@ -349,6 +349,9 @@ class CryptoBook:
                 else: side.pop(float(lv["p"]), None)
         return self.known
 
+    @property
+    def totals(self) -> tuple[float, float]: return math.fsum(self.bids.values()), math.fsum(self.asks.values())  # of every level told
+
     def top(self) -> Sides:
         "Five best levels a side."
         return sorted(self.bids.items(), reverse=True)[:LEVELS], sorted(self.asks.items())[:LEVELS]
@@ -497,6 +500,7 @@ def _apply(d: "Decoder", kind: str, sym: int, m: dict[str, Any], recv: int) -> N
         book = d._crypto.setdefault(sym, CryptoBook())
         if not book.apply(m): return
         sides = book.top()
+        r["total_buy"], r["total_sell"] = book.totals
     else:
         sides = ([], [])
         r["ltp"], r["ltq"] = float(m["p"]), float(m["s"])

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Seen', 'Told', 'Task', 'PracticeError', 'PracticeClock', 'start_clock', 'step_clock', 'Tape', 'make_tape',
-           'synthetic_us', 'synthetic_nse', 'with_tokens', 'recording_tape', 'bar_tape', 'walk_tape', 'Desk', 'note',
-           'at_time', 'open_desk', 'bring', 'place', 'withdraw', 'best', 'last_price', 'session_at', 'halt', 'halted',
-           'ground_truth', 'reopen', 'seek']
+           'synthetic_us', 'synthetic_nse', 'with_tokens', 'recording_tape', 'as_pair', 'joined_tapes',
+           'synthetic_crypto', 'bar_tape', 'walk_tape', 'Desk', 'note', 'at_time', 'open_desk', 'bring', 'place',
+           'withdraw', 'best', 'last_price', 'session_at', 'halt', 'halted', 'ground_truth', 'reopen', 'seek']
 
 # %% ../../nbs/practice/00_venue.ipynb #78dab7ca
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -157,8 +158,53 @@ def recording_tape(
     "A tape from a depth recording."
     from scalp_nb.feed.importers import load
     got = load(path, **options)
-    instruments = tuple(replace(i, venue=venue, currency="USD" if venue == "US" else "INR") for i in got.universe.instruments)
+    instruments = tuple(replace(i, venue=venue, currency="INR" if venue == "NSE" else "USD") for i in got.universe.instruments)
+    if venue == "CRYPTO": instruments = tuple(map(as_pair, instruments))
     return make_tape(got.rows, Universe(got.universe.name, instruments))
+
+def as_pair(
+    ins: Instrument,  # BTCUSDT of a foreign venue, or BTC/USD
+) -> Instrument:  # BTC/USD, in steps of nine decimals
+    "A foreign pair under the name and the terms that Alpaca would give it: a stablecoin's dollar counts as a dollar."
+    base = re.fullmatch(r"([A-Z0-9]+?)[/-]?USD[TC]?", ins.symbol)
+    if base is None: raise ConfigError("crypto pair of the recording", ins.symbol, "a pair quoted in dollars, such as BTCUSDT")
+    return replace(ins, symbol=f"{base[1]}/USD", venue="CRYPTO", currency="USD", lot=1, shortable=False, qty_step=ins.qty_step or "0.000000001",
+                   min_qty=ins.min_qty or "0.0001")
+
+def joined_tapes(
+    tapes: Sequence[Tape],  # of different symbols and the same time
+) -> Tape:
+    "Several recordings played as one market, while all of them last."
+    if len(tapes) == 1: return tapes[0]
+    base, rows = 0, []
+    since, until = max(int(t.rows["ts"][0]) for t in tapes), min(int(t.rows["ts"][-1]) for t in tapes)
+    if since >= until: raise PracticeError("recordings of one market", "they share no time", "recordings of the same minutes")
+    for t in tapes:
+        part = t.rows[(t.rows["ts"] >= since) & (t.rows["ts"] <= until)].copy()
+        part["sym"] += base
+        base += len(t.universe)
+        rows.append(part)
+    return make_tape(np.concatenate(rows), Universe("joined", tuple(i for t in tapes for i in t.universe.instruments)))
+
+def synthetic_crypto(
+    symbols: Sequence[str] = ("BTC/USD", "ETH/USD", "SOL/USD"),  # names; the books behind them are made up
+    day: date = date(2026, 11, 19),  # a UTC day
+    seconds: int = 1800,  # length from midnight
+    seed: int = 1,  # same seed, same bytes
+    cadence_ms: int = 1000,  # a snapshot of each symbol this often
+    **over: Any,  # other fields of SyntheticConfig
+) -> Tape:
+    "A seeded market of pairs, five levels a side and sizes in hundredths, from midnight UTC."
+    from scalp_nb.feed.synthetic import SyntheticConfig, SyntheticSymbol, synthetic_market
+    names = tuple(SyntheticSymbol(symbol=s.replace("/", ""), price=Decimal(100 + 25 * k), tick=Decimal("0.01")) for k, s in enumerate(symbols))
+    jitter = min(150, max(0, cadence_ms // 2 - 1))
+    rows, _ = synthetic_market(SyntheticConfig(symbols=names, day=day, seconds=seconds, seed=seed, cadence_ms=cadence_ms, jitter_ms=jitter, **over))
+    shift = session_for("CRYPTO", day).open_ts - int(rows["ts"][0]) // 1_000_000_000 * 1_000_000_000
+    rows["ts"] += shift
+    rows["recv"] += shift
+    for name in ("bid_qty", "ask_qty", "ltq", "volume", "total_buy", "total_sell"): rows[name] = np.round(rows[name] / 100, 2)
+    pairs = tuple(as_pair(Instrument(s, "CRYPTO", currency="USD", tick_table="0.01")) for s in symbols)
+    return make_tape(rows, Universe("crypto-synthetic", pairs))
 
 def bar_tape(
     path: Path,  # minute bars of US stocks
@@ -236,6 +282,8 @@ class Desk:
 
     @property
     def universe(self) -> Universe: return self.tape.universe
+    @property
+    def crypto(self) -> bool: return self.tape.universe[0].venue == "CRYPTO"
 
 # %% ../../nbs/practice/00_venue.ipynb #28a2192d
 def note(
@@ -274,11 +322,12 @@ def open_desk(
     clock: PracticeClock | None = None,  # None: starts at the first row, in real time
     log: Path | None = None,  # the account's memory; None = forgets
     fee: Callable[[Fill], Decimal] = no_fee,  # charge of one execution
+    keep: Callable[[Fill], Decimal] = no_fee,  # units of a buy that the venue keeps as its fee
 ) -> Desk:
     "An account and a market, restored from the log when there is one."
     books = empty_depth(len(tape.universe))
     books["sym"] = np.arange(len(books))
-    venue = new_venue(tape.universe, cfg, books, fee, log, _ends(tape))
+    venue = new_venue(tape.universe, cfg, books, fee, log, _ends(tape), keep)
     resume(venue, max((u.ts for u in venue.fills), default=0))
     start = int(tape.rows["ts"][0])
     clock = clock or start_clock(start)
@@ -417,7 +466,8 @@ def ground_truth(
 ) -> dict[str, Any]:  # JSON-able: positions, executions, cash
     "What the account really holds."
     v = desk.venue
-    fills = [{"order": u.client_id, "exec": u.exec_id, "ts": u.ts, "symbol": v.ex.orders[u.client_id].intent.symbol,
+    def kept(u: Update) -> dict[str, str]: return {"kept": str(v.kept[u.exec_id])} if u.exec_id in v.kept else {}
+    fills = [{"order": u.client_id, "exec": u.exec_id, **kept(u), "ts": u.ts, "symbol": v.ex.orders[u.client_id].intent.symbol,
               "side": v.ex.orders[u.client_id].side, "qty": str(u.qty), "px": str(u.px)} for u in v.fills]
     positions = {desk.universe[s].symbol: str(p.qty) for s, p in sorted(v.pos.items()) if p.qty}
     return {"ts": desk.at, "cash": str(v.cash), "start_cash": str(v.cfg.cash), "positions": positions, "executions": fills}
@@ -429,7 +479,7 @@ def reopen(
     "What a restart of the venue's server leaves: the account from disk, the market where it is."
     old = desk.venue
     hang_up(old)
-    desk.venue = new_venue(desk.universe, old.cfg, old.books, old.fee, log, old.ends)
+    desk.venue = new_venue(desk.universe, old.cfg, old.books, old.fee, log, old.ends, old.keep)
     resume(desk.venue, desk.at)
 
 def seek(
