@@ -392,7 +392,7 @@ def test_crypto_books_have_five_levels_and_wait_for_a_snapshot_after_a_gap() -> 
     uni = Universe("coins", (Instrument("XRP/USD", "US", currency="USD"),))
     with stream(script) as port:
         feed = AlpacaFeed(uni, config(port, source="crypto"), "PK", "S")
-        assert feed.capabilities.levels == 5 and not feed.capabilities.whole_book_totals
+        assert feed.capabilities.levels == 5 and feed.capabilities.whole_book_totals
         feed.start(0)
         d = Drive(feed)
         d.until(lambda: d.n_rows >= len(first) + 1)
@@ -404,6 +404,8 @@ def test_crypto_books_have_five_levels_and_wait_for_a_snapshot_after_a_gap() -> 
         for side, levels in (("bid", bids), ("ask", asks)):
             assert list(zip(row[f"{side}_px"].tolist(), row[f"{side}_qty"].tolist(), strict=True)) == levels
     assert len({row["bid_qty"].tobytes() for row in rows}) > 40   # the books move
+    assert all(row["total_buy"] > row["bid_qty"].sum() for row in rows[:-1])   # totals are of every level, five are shown
     assert rows["ts"][:-1].tolist() == [m["t"].to_unix_nano() for m in first] and not (rows["flags"][:-1] & FLAG_GAP).any()
     end = rows[-1]                                                # nothing of the changes before it
+    assert (end["total_buy"], end["total_sell"]) == (5.0, 13.0)
     assert end["flags"] & FLAG_GAP and end["bid_px"][0] == 2.0 and end["ask_qty"][:2].tolist() == [6.0, 7.0] and np.isnan(end["ask_px"][2:]).all()

@@ -297,7 +297,7 @@ def _qty_violations(ins: Instrument, qty: Decimal, entry: bool = True) -> list[V
     "What is wrong with the quantity of an order. An exit is never too small for us: what is left of a position is sent to the venue."
     if not isinstance(qty, Decimal) or not qty.is_finite() or qty <= 0: return [_fmt("qty", qty, "an exact number > 0")]
     out = [_fmt("lot", qty, f"multiples of {ins.unit}")] if qty % ins.unit else []
-    if entry and qty < ins.least: out.append(_fmt("min_qty", qty, f"at least {ins.least}"))
+    if entry and ins.min_qty and qty < ins.least: out.append(_fmt("min_qty", qty, f"at least {ins.least}"))
     if 0 < ins.freeze_qty < qty: out.append(_fmt("freeze", qty, f"at most {ins.freeze_qty} in one order"))
     return out
 
