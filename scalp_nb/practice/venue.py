@@ -232,7 +232,7 @@ def walk_tape(
     seed: int = 1,  # same seed, same walk
     size: float = 500.0,  # shares shown on each side
     day: date = date(2026, 11, 19),  # a trading day
-    venue: str = "US",  # whose hours and currency; at "NSE" five levels a side and whole-book totals
+    venue: str = "US",  # whose hours and currency; at "NSE" and "CRYPTO" five levels a side and whole-book totals
 ) -> Tape:
     "A random walk for tests."
     n, k, opens = seconds, len(symbols), session_for(venue, day).open_ts
@@ -243,13 +243,14 @@ def walk_tape(
     rows["volume"] = np.repeat(10.0 * np.arange(1, n + 1), k)
     rows["bid_px"][:, 0], rows["ask_px"][:, 0] = mid.ravel() / 100, (mid.ravel() + 1) / 100
     rows["bid_qty"][:, 0] = rows["ask_qty"][:, 0] = size
-    if venue == "NSE": _deepen(rows, mid.ravel(), size)
+    if venue != "US": _deepen(rows, mid.ravel(), size)
     px = (mid[:n // 60 * 60] / 100).reshape(-1, 60, k)
     bars = np.zeros((len(px), k), BAR)
     bars["ts"], bars["sym"], bars["volume"], bars["trades"] = opens + np.arange(len(px))[:, None] * MINUTE, np.arange(k), 600, 60
     for name, value in (("open", px[:, 0]), ("high", px.max(1)), ("low", px.min(1)), ("close", px[:, -1]), ("vwap", px.mean(1))): bars[name] = value
-    named = (Instrument(s, venue, str(1001 + j)) if venue == "NSE" else Instrument(s, venue, currency="USD") for j, s in enumerate(symbols))
-    return make_tape(rows, Universe("walk", tuple(named)), bars.ravel())
+    named = tuple(Instrument(s, venue, str(1001 + j)) if venue == "NSE" else Instrument(s, venue, currency="USD") for j, s in enumerate(symbols))
+    if venue == "CRYPTO": named = tuple(as_pair(replace(i, tick_table="0.01")) for i in named)
+    return make_tape(rows, Universe("walk", named), bars.ravel())
 
 def _deepen(rows: Rows, mid: npt.NDArray[np.int64], size: float) -> None:
     "Four further levels a side and totals of the whole book."

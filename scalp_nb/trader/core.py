@@ -14,8 +14,8 @@ __all__ = ['NEVER', 'SECOND', 'EQUITY_NS', 'HORIZON_S', 'SILENT_NS', 'REPRICE', 
            'resolved', 'due_at', 'advance', 'tick', 'unanswered', 'tick_timers', 'replan', 'again', 'silence_due',
            'watch_exposed', 'limits', 'roll_window', 'cutoffs', 'on_depth', 'decide', 'silence', 'window_closed',
            'decide_window', 'later', 'bars_due', 'bars_in', 'bars_note', 'signalled', 'bar_candidate', 'offered',
-           'barred', 'standing', 'turn_round', 'warm_up', 'on_bar_closed', 'on_clock', 'on_started', 'dust_of',
-           'compare', 'on_reconciled', 'on_account', 'on_link', 'on_news', 'on_control', 'finish', 'changed',
+           'barred', 'standing', 'turn_round', 'warm_up', 'on_bar_closed', 'on_clock', 'on_started', 'long_only',
+           'dust_of', 'compare', 'on_reconciled', 'on_account', 'on_link', 'on_news', 'on_control', 'finish', 'changed',
            'snapshot', 'restore']
 
 # %% ../../nbs/trader/10_core.ipynb #d759b584
@@ -952,6 +952,7 @@ def on_started(t: Trader, e: Started, out: list[Command]) -> None:
     shorts = t.params.allow_short and t.setup.caps.short
     t.scanner.sym["allow"] = [LONG_OK | (SHORT_OK if shorts and i.shortable else 0) for i in t.setup.universe.instruments]
     t.orders.recover(e.ts)
+    if t.params.allow_short and not t.setup.caps.short: long_only(t, out)
     if t.desk is not None: warm_up(t, t.desk, e, out)
     compare(t, e.broker, e.ts, out, starting=True)
     roll_window(t, e.ts)
@@ -962,6 +963,11 @@ def on_started(t: Trader, e: Started, out: list[Command]) -> None:
     mark(t, e.ts, out, note=True)
     switch(t, out)
     finish(t, out)
+
+def long_only(t: Trader, out: list[Command]) -> None:
+    "Say once for all that sell signals open nothing here; the scan does not stop for them."
+    text = "nothing is sold short here: a sell signal leaves a position and opens none"
+    out += [Note("refusal", {"symbol": s, "code": "short_sale", "previous_repeated": 0, "tier": 1, "text": text}) for s in t.setup.universe.symbols]
 
 DUST = Decimal("1e-8")   # of a position whose fees are units: how the venue rounds each of them is not known
 
