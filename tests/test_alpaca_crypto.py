@@ -223,7 +223,7 @@ def test_the_shipped_configuration_on_recorded_books(tmp_path: Path) -> None:
     params = yaml.safe_load((ROOT / "nbs/live/alpaca_crypto.yaml").read_text(encoding="utf-8"))
     end = datetime.fromtimestamp(int(tape.rows["ts"][0]) / 1e9 + 300, UTC)
     speed = 5.0
-    params |= {"venue": {"broker": "alpaca_practice", "alpaca": {"feed": {"batch_gap_s": 0.05}}}, "symbols": ["BTC/USD", "ETH/USD"], "until": end.isoformat(),
+    params |= {"venue": {"broker": "alpaca_practice", "alpaca": {"feed": {"batch_gap_s": 0.05}}}, "symbols": ["BTC/USD", "ETH/USD"], "universe": str(ROOT / "data/crypto_pairs.csv"), "until": end.isoformat(),
                "risk": {**params["risk"], "avoid_last_minutes": 0},     # the recording is of the day's last minutes
                "health": {"max_lag_ms": 20_000, "stale_ms": 20_000, "connection_stale_ms": 20_000},
                "session": {**params["session"], "drain_timeout_s": 100.0}}
@@ -243,7 +243,8 @@ def test_the_shipped_configuration_on_recorded_books(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("over", "words"), [
     ({"data.symbols": ["AAA/USD", "AAPL"]}, "stocks, or crypto pairs"),
     ({"data.symbols": ["AAA/BTC"]}, "a base and USD"),
-    ({"data.symbols": ["AAPL"]}, "stocks"),
+    ({"data.symbols": ["AAPL"]}, "the US market"),
+    ({"data.symbols": ["AAPL"], "venue.alpaca.feed": {"source": "crypto"}}, "with stocks such as AAPL"),
     ({"data.symbols": ["AAA/USD"], "venue.alpaca.feed": {"source": "iex"}}, "it follows from the symbols"),
     ({"data.symbols": ["ZZZ/USD"]}, "unknown"),
     ({"exits.entry_slip_pct": 0.0005, "exits.entry_chases": 1}, "immediate-or-cancel"),
