@@ -341,7 +341,8 @@ def _dated(cfg: RunConfig, market: Market) -> str:
     used, ses = cfg.session.rules_date or market.day, s.sessions[0]
     hours = " to ".join(f"{datetime.fromtimestamp(t / 1e9, UTC):%H:%M}" for t in (ses.open_ts, ses.continuous_close_ts))
     lent = "" if used == market.day else f", lent to {market.day}"
-    return f"{cfg.venue.terms} rules and fees of {used}{lent}; continuous trading {hours} UTC"
+    when = f"the day {ses.day}, around the clock" if ses.venue == "CRYPTO" else f"continuous trading {hours}"
+    return f"{cfg.venue.terms} rules and fees of {used}{lent}; {when} UTC"
 
 # %% ../../nbs/live/01_notebook.ipynb #2de6a751
 def preflight_far(
