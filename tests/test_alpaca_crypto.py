@@ -121,7 +121,9 @@ def test_the_sdk_trades_fractions_and_pays_in_what_it_buys(server: PracticeServe
 
 def test_what_crypto_does_not_have_is_refused_in_words(server: PracticeServer) -> None:
     c = trading_client(server)
-    def buy(**kw: Any) -> Any: return c.submit_order(LimitOrderRequest(**{"symbol": "ETH/USD", "qty": 1, "side": BUY, "time_in_force": GTC, "limit_price": 90.0, **kw}))
+    plain = {"symbol": "ETH/USD", "qty": 1, "side": BUY, "time_in_force": GTC, "limit_price": 90.0}
+    stop = StopOrderRequest(symbol="ETH/USD", qty=1, side=SELL, time_in_force=GTC, stop_price=80)
+    def buy(**kw: Any) -> Any: return c.submit_order(LimitOrderRequest(**{**plain, **kw}))
     for words, what in (
         ("invalid crypto time_in_force", lambda: buy(time_in_force=TimeInForce.DAY)),
         ("price increment 0.01", lambda: buy(limit_price=90.001)),
@@ -129,7 +131,7 @@ def test_what_crypto_does_not_have_is_refused_in_words(server: PracticeServer) -
         ("minimal amount of order 10", lambda: buy(qty=0.1)),
         ("minimal trade increment", lambda: buy(qty=0.1234567891)),
         ("insufficient balance for ETH", lambda: buy(side=SELL)),
-        ("invalid order type for crypto", lambda: c.submit_order(StopOrderRequest(symbol="ETH/USD", qty=1, side=SELL, time_in_force=GTC, stop_price=80))),
+        ("invalid order type for crypto", lambda: c.submit_order(stop)),
         ("not found", lambda: buy(symbol="AAPL")),
         ("advanced order_class", lambda: buy(order_class=OrderClass.BRACKET, take_profit=TakeProfitRequest(limit_price=120),
                                              stop_loss=StopLossRequest(stop_price=80)))):
@@ -184,8 +186,9 @@ def test_a_session_runs_without_its_fallback_and_ends_flat(tmp_path: Path) -> No
         orders = server.get("truth")["orders"]
     begin, trips = of_kind(run_dir, "run:begin")[0], [n.data for n in of_kind(run_dir, "note:round_trip")]
     assert begin["fallback"] == "" and begin["capabilities"]["levels"] == 5 and begin["capabilities"]["whole_book_totals"]
-    assert {(o["side"], o["type"], o["time_in_force"]) for o in orders} >= {("buy", "limit", "ioc"), ("sell", "stop_limit", "gtc"), ("sell", "limit", "gtc")}
-    assert not [o for o in orders if o["time_in_force"] == "day"] and all(t["side"] == "BUY" for t in trips) and len(trips) > 3
+    kinds = {(o["side"], o["type"], o["time_in_force"]) for o in orders}
+    assert kinds == {("buy", "limit", "ioc"), ("sell", "stop_limit", "gtc"), ("sell", "limit", "gtc")}
+    assert all(t["side"] == "BUY" for t in trips) and len(trips) > 3
     assert sum(D(t["net"]) for t in trips) == D(of_kind(run_dir, "run:end")[0]["equity"]) - 100_000
     assert {r.data["code"] for r in of_kind(run_dir, "note:refusal")} >= {"short_sale"}
     assert not [r.data for r in of_kind(run_dir, "note:trip")] and not any(r.data["differences"] for r in of_kind(run_dir, "note:reconcile"))
@@ -215,6 +218,26 @@ def test_a_killed_session_goes_on_with_the_same_books(tmp_path: Path) -> None:
         same_as_venue(run_dir, server)
 
 
+def test_the_day_ends_at_midnight_utc_and_nothing_stays(tmp_path: Path) -> None:
+    """Trading goes on around midnight; the session's day does not, so it leaves what it holds, and the market is there to leave into."""
+    whole = leaning(400, 5)
+    rows = whole.rows.copy()
+    rows["ts"] -= 200 * 10**9
+    rows["recv"] -= 200 * 10**9
+    tape = make_tape(rows, whole.universe)
+    cfg = conf(tape, 390, **{"risk.avoid_last_minutes": 0, "exits.time_stop_s": 0.0, "strategy.exit_on_opposite": False, "exits.stop_pct": 0.05,
+                             "exits.target_pct": 0.5})
+    run_dir = folder(tmp_path, cfg)
+    with venue(tape, 10.0) as server:
+        assert run_session(cfg, run_dir) == EXIT_OK
+        same_as_venue(run_dir, server)
+        sold = [e for e in server.get("truth")["executions"] if e["side"] < 0]
+    midnight = int(datetime(2026, 11, 19, tzinfo=UTC).timestamp()) * 10**9
+    assert sold and all(e["ts"] >= midnight for e in sold)                # held to the last moment of the day, then sold at once
+    assert all(e["ts"] < midnight + 60 * 10**9 for e in sold) and of_kind(run_dir, "run:begin")[0]["day"] == "2026-11-18"
+    assert [t.data["reason"] for t in of_kind(run_dir, "note:round_trip")] == ["flatten"] * len(of_kind(run_dir, "note:round_trip"))
+
+
 @pytest.mark.slow
 def test_the_shipped_configuration_on_recorded_books(tmp_path: Path) -> None:
     """Binance's BTC and ETH of 2024-08-08, 23:54 to midnight UTC, re-told through the practice venue, headless by papermill."""
@@ -223,7 +246,8 @@ def test_the_shipped_configuration_on_recorded_books(tmp_path: Path) -> None:
     params = yaml.safe_load((ROOT / "nbs/live/alpaca_crypto.yaml").read_text(encoding="utf-8"))
     end = datetime.fromtimestamp(int(tape.rows["ts"][0]) / 1e9 + 300, UTC)
     speed = 5.0
-    params |= {"venue": {"broker": "alpaca_practice", "alpaca": {"feed": {"batch_gap_s": 0.05}}}, "symbols": ["BTC/USD", "ETH/USD"], "universe": str(ROOT / "data/crypto_pairs.csv"), "until": end.isoformat(),
+    params |= {"venue": {"broker": "alpaca_practice", "alpaca": {"feed": {"batch_gap_s": 0.05}}}, "symbols": ["BTC/USD", "ETH/USD"],
+               "universe": str(ROOT / "data/crypto_pairs.csv"), "until": end.isoformat(),
                "risk": {**params["risk"], "avoid_last_minutes": 0},     # the recording is of the day's last minutes
                "health": {"max_lag_ms": 20_000, "stale_ms": 20_000, "connection_stale_ms": 20_000},
                "session": {**params["session"], "drain_timeout_s": 100.0}}
@@ -277,8 +301,8 @@ def test_the_broker_refuses_what_alpaca_would(tmp_path: Path) -> None:
             v.broker.connect(v.pace.now())
             until(lambda: len(v.broker._assets) == 2, "assets")  # type: ignore[union-attr]
             def refusal(i: str, **kw: Any) -> str:
-                base = dict(id=i, ts=0, seq=0, account="test", strategy="hand", symbol="AAA/USD", sym=0, side=Side.BUY, purpose=Purpose.ENTRY, qty=D(1),
-                            type=OrderType.LIMIT, limit=D("90.00"), stop=None, tif=Tif.IOC, ref_px=D(100))
+                base = dict(id=i, ts=0, seq=0, account="test", strategy="hand", symbol="AAA/USD", sym=0, side=Side.BUY, purpose=Purpose.ENTRY,
+                            qty=D(1), type=OrderType.LIMIT, limit=D("90.00"), stop=None, tif=Tif.IOC, ref_px=D(100))
                 assert v.broker is not None and v.pace is not None
                 v.broker.submit(Intent(**{**base, **kw}), v.pace.now())
                 got = until(lambda: v.broker.poll(v.pace.now()), "an answer")  # type: ignore[union-attr]
@@ -286,7 +310,8 @@ def test_the_broker_refuses_what_alpaca_would(tmp_path: Path) -> None:
                 return str(got[0].reason)
             assert refusal("a", tif=Tif.DAY) == "tif" and refusal("b", side=Side.SELL) == "short_sale"
             assert refusal("c", limit=D("90.001")) == "tick" and refusal("d", qty=D("0.00001")) == "min_qty"
-            assert refusal("e", qty=D("0.1234567891")) == "fractional" and refusal("f", type=OrderType.STOP, limit=None, stop=D(95), tif=Tif.GTC) == "crypto"
+            assert refusal("e", qty=D("0.1234567891")) in ("lot", "fractional")
+            assert refusal("f", type=OrderType.STOP, limit=None, stop=D(95), tif=Tif.GTC) == "crypto"
             assert refusal("g", qty=D("0.05")) == "min_value"                      # the venue's own word: five dollars
             assert server.get("truth")["orders"] == []
             assert refusal("h", side=Side.SELL, purpose=Purpose.EXIT) == "insufficient_qty"

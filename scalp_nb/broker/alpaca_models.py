@@ -223,7 +223,8 @@ _REASONS = (("client_order_id must be unique", DUPLICATE), ("opposite side", "wa
             ("insufficient buying power", "buying_power"), ("insufficient day trading", "buying_power"), ("insufficient qty", "insufficient_qty"),
             ("insufficient balance for usd", "buying_power"), ("insufficient balance", "insufficient_qty"), ("minimal amount", "min_value"),
             ("minimal qty", "min_qty"), ("cannot be sold short", "not_shortable"), ("not allowed to short", "not_shortable"),
-            ("not shortable", "not_shortable"), ("sub-penny", "sub_penny"), ("increment", "tick"), ("not tradable", "not_tradable"), ("not active", "not_tradable"),
+            ("not shortable", "not_shortable"), ("sub-penny", "sub_penny"), ("increment", "tick"), ("not tradable", "not_tradable"),
+            ("not active", "not_tradable"),
             ("not fractionable", "not_fractionable"), ("fractional", "fractional"), ("market hours", "market_closed"),
             ("market is closed", "market_closed"), ("market is not open", "market_closed"), ("bracket", "bracket"), ("asset", "unknown_symbol"),
             ("expired", "keys"), ("not authorized", "keys"), ("unauthorized", "keys"), ("forbidden", "keys"), ("rejected by", "venue_rejected"))

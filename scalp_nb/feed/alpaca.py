@@ -52,6 +52,7 @@ class AlpacaFeedConfig(BaseModel):
     connect_timeout_s: float = Field(10.0, gt=0, le=60, description="for each step of connecting; `start` blocks at most thrice as long")
     silence_s: float = Field(30.0, gt=0, le=3600, description="a stream with quotes that says nothing for so long in market hours is dead, s")
     bar_silence_s: float = Field(150.0, gt=0, le=3600, description="the same for a stream of bars alone, s")
+    crossed_s: float = Field(2.0, gt=0, le=60, description="a crypto book crossed for so long has missed a change: it is asked for anew, s")
     ping_s: float = Field(10.0, gt=0, le=300, description="a ping so often; a server that does not answer within the same time is gone, s")
     first_wait_s: float = Field(0.5, gt=0, le=60, description="wait before the first reconnect, s")
     most_wait_s: float = Field(30.0, gt=0, le=600, description="longest wait between reconnects, s")
@@ -501,6 +502,9 @@ def _tend(f: "AlpacaFeed", ws: WebSock, now: float) -> None:
         if ws.ponged < ws.pinged and ws.heard < ws.pinged: return _lost(f, f"no sign of life for {f.cfg.ping_s:g} s")
         ws.ping()
     heard, link.seen = f._decoder.messages != link.seen, f._decoder.messages
+    if f._decoder.crossed and f._clock() - min(f._decoder.crossed.values()) > f.cfg.crossed_s * 1e9:
+        names = ", ".join(f.universe[s].symbol for s in f._decoder.crossed)
+        return _lost(f, f"crossed for {f.cfg.crossed_s:g} s, so a change was missed: {names}")
     if f._silence.look(time.monotonic_ns(), heard, _open(f, f._clock())):
         _lost(f, f"open but mute: no market event for {f._silence.limit_s:g} s while the market is open")
 

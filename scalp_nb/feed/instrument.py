@@ -85,10 +85,10 @@ def one_market(
     pairs = [i.symbol for i in universe.instruments if i.venue == "CRYPTO"]
     if pairs and len(pairs) < len(universe):
         other = [i.symbol for i in universe.instruments if i.venue != "CRYPTO"]
-        raise UniverseError("symbols of one run", f"{other[0]} and {pairs[0]}", "stocks, or crypto pairs", "run them as two sessions, each with an account of its own")
+        raise UniverseError("symbols of one run", f"{other[0]} and {pairs[0]}", "stocks, or crypto pairs", "run them as two sessions")
     for i in universe.instruments:
         if i.venue == "CRYPTO" and not i.symbol.endswith("/USD"):
-            raise UniverseError("crypto pair", i.symbol, "a base and USD, such as BTC/USD", "a stock has venue US; other quote currencies are not kept in dollars")
+            raise UniverseError("crypto pair", i.symbol, "a base and USD, such as BTC/USD", "a stock has venue US; money is dollars")
         if i.venue != "CRYPTO" and "/" in i.symbol:
             raise UniverseError(f"symbol at venue {i.venue}", i.symbol, "a stock's symbol", "a crypto pair has venue CRYPTO in the universe file")
     return universe

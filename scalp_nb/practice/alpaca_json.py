@@ -142,7 +142,8 @@ def pair_json(
 ) -> dict[str, Any]:
     "One crypto pair."
     ins = o.desk.universe[o.desk.universe.index(symbol)]
-    return {"id": asset_id(symbol), "class": "crypto", "exchange": "CRYPTO", "symbol": symbol, "name": f"{symbol} pair (practice)", "status": "active",
+    return {"id": asset_id(symbol), "class": "crypto", "exchange": "CRYPTO", "symbol": symbol, "name": f"{symbol} pair (practice)",
+            "status": "active",
             "tradable": symbol not in o.terms.untradable, "marginable": False, "shortable": False, "easy_to_borrow": False, "fractionable": True,
             "maintenance_margin_requirement": 100, "margin_requirement_long": "100", "margin_requirement_short": "100", "attributes": [],
             "min_order_size": num(ins.least), "min_trade_increment": num(ins.unit), "price_increment": num(pair_tick(ins))}

@@ -172,7 +172,8 @@ def order_json(
     intent = f"{'buy' if t.side > 0 else 'sell'}_to_{'close' if t.closing else 'open'}"
     return {"id": t.id, "client_order_id": t.client_id, "created_at": stamp(t.created), "updated_at": stamp(t.updated or t.created),
             "submitted_at": stamp(t.created), **at, "replaced_by": t.replaced_by or None, "replaces": t.replaces or None,
-            "asset_id": asset_id(t.symbol), "symbol": t.symbol, "asset_class": "crypto" if o.desk.crypto else "us_equity", "notional": num(t.notional),
+            "asset_id": asset_id(t.symbol), "symbol": t.symbol, "asset_class": "crypto" if o.desk.crypto else "us_equity",
+            "notional": num(t.notional),
             "qty": None if t.notional is not None else num(t.qty), "filled_qty": num(t.filled), "filled_avg_price": avg,
             "order_class": "" if t.cls == "simple" else t.cls, "order_type": t.type, "type": t.type, "side": "buy" if t.side > 0 else "sell",
             "position_intent": intent, "time_in_force": t.tif, "limit_price": num(t.limit),
@@ -441,6 +442,7 @@ def _amount(o: Orders, body: dict[str, Any], t: Ticket) -> None:
     elif qty % 1: _fraction(o, t, qty)
     t.qty = qty
 
+# %% ../../nbs/practice/02_alpaca_orders.ipynb #9d245c2c
 _PAIR_TYPES, _PAIR_TIFS = ("market", "limit", "stop_limit"), ("gtc", "ioc")
 
 def pair_tick(
@@ -468,6 +470,7 @@ def check_pair(
         raise forbidden(f"insufficient balance for {t.symbol.partition('/')[0]} (requested: {num(qty)}, available: {num(max(free, Decimal(0)))})",
                         symbol=t.symbol, available=num(max(free, Decimal(0))))
 
+# %% ../../nbs/practice/02_alpaca_orders.ipynb #5754a280
 def _fraction(o: Orders, t: Ticket, qty: Decimal) -> None:
     if t.symbol in o.terms.whole_shares_only: raise bad_order(f'asset "{t.symbol}" is not fractionable')
     if t.tif != "day": raise bad_order("fractional orders must be DAY orders")

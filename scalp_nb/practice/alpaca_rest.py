@@ -137,7 +137,8 @@ def delete_position(api: Api, ask: Ask) -> Reply:
     qty, share = ask.query.get("qty"), ask.query.get("percentage")
     if qty and share: raise bad_input("only one of qty or percentage is accepted")
     amount = Decimal(qty) if qty else abs(p.qty) * Decimal(share) / 100 if share else abs(p.qty)
-    amount = amount.quantize(Decimal("1e-9" if api.desk.crypto else "1e-6"), "ROUND_DOWN").normalize()   # as fine as the exchange behind it; what is left stays held
+    finest = Decimal("1e-9" if api.desk.crypto else "1e-6")   # as fine as the exchange behind it; what is left stays held
+    amount = amount.quantize(finest, "ROUND_DOWN").normalize()
     return Reply(200, submit(api.orders, _closing(api, sym, p.qty, amount)))
 
 def _closing(api: Api, sym: int, held: Decimal, amount: Decimal) -> dict[str, Any]:

@@ -183,6 +183,7 @@ def broadcast(
     for line in hub.lines:
         if _wants(line, channel, symbol): push(hub, line, {"S": symbol, **message})
 
+# %% ../../nbs/practice/04_alpaca_streams.ipynb #7dadd5a5
 def book_message(
     bids: Levels,  # or what changed of them; size 0: gone
     asks: Levels,
@@ -219,6 +220,7 @@ def show_book(
     symbol = hub.orders.desk.universe[sym].symbol
     if old is None or changes[0] or changes[1]: broadcast(hub, "orderbooks", symbol, book_message(*changes, int(row["ts"]), old is None))
 
+# %% ../../nbs/practice/04_alpaca_streams.ipynb #9c203125
 def show_row(
     hub: Hub,  # everybody
     row: Rows,  # shape (1,)
@@ -324,7 +326,8 @@ def show_bar(
     d["v"], d["n"], day[1] = d["v"] + b["v"], d["n"] + b["n"], day[1] + b["vw"] * b["v"]
     d["vw"] = day[1] / d["v"] if d["v"] else d["c"]
     broadcast(hub, "dailyBars", symbol, {"T": "d", **d, "t": day[2]})
-    if not hub.orders.desk.crypto: broadcast(hub, "lulds", symbol, {"T": "l", "u": round(b["c"] * 1.05, 2), "d": round(b["c"] * 0.95, 2), "i": "B", "t": ts + MINUTE, "z": "C"})
+    if hub.orders.desk.crypto: return
+    broadcast(hub, "lulds", symbol, {"T": "l", "u": round(b["c"] * 1.05, 2), "d": round(b["c"] * 0.95, 2), "i": "B", "t": ts + MINUTE, "z": "C"})
 
 def show_status(
     hub: Hub,  # everybody

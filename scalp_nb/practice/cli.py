@@ -39,7 +39,7 @@ def choose_tape(
 
 def choose_crypto(
     recordings: Sequence[Path],  # depth of any known format, one market together; none: synthetic
-    day: str,  # of the synthetic market, YYYY-MM-DD; "": as it comes
+    day: str,  # of the synthetic market, YYYY-MM-DD; "": one of November 2026
     symbols: str,  # of the synthetic market, separated by commas
     seed: int,  # of the synthetic market
     seconds: int = 1800,  # its length
@@ -47,9 +47,9 @@ def choose_crypto(
     "The crypto market to play."
     if recordings: return joined_tapes([recording_tape(p, "CRYPTO") for p in recordings])
     names = [s for s in symbols.split(",") if s]
-    try: when = {"day": date.fromisoformat(day)} if day else {}
+    try: when = date.fromisoformat(day or "2026-11-19")
     except ValueError: raise ConfigError("day of the synthetic market", day, "YYYY-MM-DD") from None
-    return synthetic_crypto(names or PAIRS, seed=seed or 1, seconds=seconds, **when)
+    return synthetic_crypto(names or PAIRS, when, seconds, seed or 1)
 
 def choose_nse(
     recording: Path | None,  # depth rows of any known format
@@ -116,7 +116,7 @@ def wait_for_signal() -> None:
 # %% ../../nbs/practice/10_cli.ipynb #85bf4de0
 @app.command()
 def alpaca(
-    recording: Annotated[list[Path] | None, typer.Option(help="Depth recording to play; with --crypto it may be given again, for another pair.")] = None,
+    recording: Annotated[list[Path] | None, typer.Option(help="Depth recording to play; with --crypto several, one a pair.")] = None,
     bars: Annotated[Path | None, typer.Option(help="Minute bars of US stocks to play as a one-level book.")] = None,
     day: Annotated[str, typer.Option(help="Day of the bars (earlier ones become history), or of a recording without dates.")] = "",
     symbols: Annotated[str, typer.Option(help="Symbols, separated by commas.")] = "",

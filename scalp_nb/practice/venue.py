@@ -162,6 +162,7 @@ def recording_tape(
     if venue == "CRYPTO": instruments = tuple(map(as_pair, instruments))
     return make_tape(got.rows, Universe(got.universe.name, instruments))
 
+# %% ../../nbs/practice/00_venue.ipynb #2f12f396
 def as_pair(
     ins: Instrument,  # BTCUSDT of a foreign venue, or BTC/USD
 ) -> Instrument:  # BTC/USD, in steps of nine decimals
@@ -171,6 +172,10 @@ def as_pair(
     return replace(ins, symbol=f"{base[1]}/USD", venue="CRYPTO", currency="USD", lot=1, shortable=False, qty_step=ins.qty_step or "0.000000001",
                    min_qty=ins.min_qty or "0.0001")
 
+# %% ../../nbs/practice/00_venue.ipynb #9e78ba31
+#| export
+
+# %% ../../nbs/practice/00_venue.ipynb #af32b6c2
 def joined_tapes(
     tapes: Sequence[Tape],  # of different symbols and the same time
 ) -> Tape:
@@ -186,7 +191,12 @@ def joined_tapes(
         rows.append(part)
     return make_tape(np.concatenate(rows), Universe("joined", tuple(i for t in tapes for i in t.universe.instruments)))
 
-PAIRS = tuple(f"{base}/USD" for base in "BTC ETH SOL XRP DOGE LTC LINK AVAX BCH UNI".split())   # those of data/crypto_pairs.csv
+# %% ../../nbs/practice/00_venue.ipynb #c8bbe4fc
+#| export
+
+# %% ../../nbs/practice/00_venue.ipynb #62a4ee37
+_BASES = ("BTC", "ETH", "SOL", "XRP", "DOGE", "LTC", "LINK", "AVAX", "BCH", "UNI")
+PAIRS = tuple(f"{base}/USD" for base in _BASES)   # those of data/crypto_pairs.csv
 
 def synthetic_crypto(
     symbols: Sequence[str] = PAIRS,  # names; the books behind them are made up
@@ -208,6 +218,7 @@ def synthetic_crypto(
     pairs = tuple(as_pair(Instrument(s, "CRYPTO", currency="USD", tick_table="0.01")) for s in symbols)
     return make_tape(rows, Universe("crypto-synthetic", pairs))
 
+# %% ../../nbs/practice/00_venue.ipynb #26df6144
 def bar_tape(
     path: Path,  # minute bars of US stocks
     day: str = "",  # YYYY-MM-DD to play; "": the last day of the file

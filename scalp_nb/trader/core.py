@@ -16,13 +16,13 @@ __all__ = ['NEVER', 'SECOND', 'EQUITY_NS', 'HORIZON_S', 'SILENT_NS', 'REPRICE', 
            'decide_window', 'later', 'bars_due', 'bars_in', 'bars_note', 'signalled', 'bar_candidate', 'offered',
            'barred', 'standing', 'turn_round', 'warm_up', 'on_bar_closed', 'on_clock', 'on_started', 'long_only',
            'dust_of', 'compare', 'on_reconciled', 'on_account', 'on_link', 'on_news', 'on_control', 'finish', 'changed',
-           'snapshot', 'restore']
+           'snapshot', 'ledger_of', 'restore']
 
 # %% ../../nbs/trader/10_core.ipynb #d759b584
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, cast
@@ -1125,12 +1125,19 @@ def snapshot(t: Trader) -> dict[str, Any]:
             "held": {str(s): [h.entry_id, h.entry_ts, h.exit_by, h.trigger] for s, h in t.held.items()},
             "rest": {str(s): int(b) for s, b in enumerate(t.scanner.sym["block_until"]) if b and b != NEVER}}
 
+def ledger_of(schedule: FeeSchedule, kept: Mapping[str, Any]) -> FeeLedger:
+    "A day's fees go on; of a market that never closes a restart may fall into the next day, whose fees begin at nothing."
+    before = cast(Sequence[str], kept["schedule"])
+    if schedule.venue == "CRYPTO" and before[:4] == [schedule.broker, schedule.venue, schedule.segment, schedule.plan] \
+            and before[4] < schedule.day.isoformat(): return FeeLedger(schedule)
+    return FeeLedger.restore(schedule, kept)
+
 def restore(t: Trader, snap: Mapping[str, Any]) -> None:
     "The inverse of `snapshot`, into a new trader of the same setup."
     t.orders.restore(snap["orders"])
     t.book.restore(snap["book"])
     t.breakers = Breakers.restore(snap["breakers"])
-    t.ledgers = {k: FeeLedger.restore(led.schedule, s) for (k, led), s in zip(t.ledgers.items(), snap["fees"], strict=True)}
+    t.ledgers = {k: ledger_of(led.schedule, s) for (k, led), s in zip(t.ledgers.items(), snap["fees"], strict=True)}
     t.signals, t.trip_net = list(snap["signals"]), {k: Decimal(v) for k, v in snap["trip_net"].items()}
     t.refusals = {int(s): list(r) for s, r in snap["refusals"].items()}
     t.trades_today, t.losses_row, t.paused = snap["trades_today"], snap["losses_row"], snap["paused"]

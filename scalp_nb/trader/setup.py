@@ -411,8 +411,10 @@ def fits_crypto(cfg: RunConfig) -> None:
     if cfg.venue.terms != "alpaca":
         raise ConfigError("crypto pairs with venue.terms", cfg.venue.terms, "alpaca", "set venue.terms: alpaca")
     if cfg.exits.entry_chases:
-        raise ConfigError("exits.entry_chases", cfg.exits.entry_chases, "0 with crypto: an entry is immediate-or-cancel", "set it to 0; a signal that stands comes again")
-    if cfg.exits.mode == "oco": raise ConfigError("exits.mode", "oco", "venue_stop or local with crypto: Alpaca links no crypto orders", "use venue_stop")
+        raise ConfigError("exits.entry_chases", cfg.exits.entry_chases, "0 with crypto: an entry is immediate-or-cancel",
+                          "set it to 0; a signal that stands comes again")
+    if cfg.exits.mode == "oco":
+        raise ConfigError("exits.mode", "oco", "venue_stop or local with crypto: Alpaca links no crypto orders", "use venue_stop")
     if (cfg.venue.plan or "").endswith("_maker"):
         raise ConfigError("venue.plan", cfg.venue.plan, "standard or tier2 to tier8: entries take liquidity, and the fee decides how much is held")
 

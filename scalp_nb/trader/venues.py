@@ -209,7 +209,8 @@ def with_source(
     crypto, source = universe[0].venue == "CRYPTO", cfg.venue.alpaca.feed.get("source")
     if source is not None and (source == "crypto") != crypto:
         what, allowed = ("crypto pairs", "crypto") if crypto else ("stocks", "iex, sip or delayed_sip")
-        raise ConfigError(f"venue.alpaca.feed.source with {what} such as {universe[0].symbol}", source, allowed, "leave it out: it follows from the symbols")
+        raise ConfigError(f"venue.alpaca.feed.source with {what} such as {universe[0].symbol}", source, allowed,
+                          "leave it out: it follows from the symbols")
     if not crypto or source: return cfg
     return cfg.model_copy(update={"venue": cfg.venue.model_copy(update={"alpaca": cfg.venue.alpaca.model_copy(
         update={"feed": {**cfg.venue.alpaca.feed, "source": "crypto"}})})})
