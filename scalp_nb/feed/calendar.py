@@ -46,7 +46,7 @@ class Session:
     open_ts: int               # continuous trading begins, ns UTC
     close_ts: int              # the session ends, closing auction included, ns UTC
     continuous_close_ts: int   # continuous trading ends, ns UTC; equals close_ts without an auction
-    kind: str                  # "regular", "half_day" or "special"
+    kind: str                  # "regular", "half_day", "special", or "always": the day ends, trading does not
     source: str                # where the hours come from
 
 # %% ../../nbs/feed/04_calendar.ipynb #b1798216
@@ -169,7 +169,7 @@ def _from_rule(rule: SessionRule, day: date, kind: str) -> Session:
 def _whole_day(rule: SessionRule, day: date, zone: ZoneInfo) -> Session:
     "A venue that never closes: its session is the local calendar day, and the next begins where it ends."
     opens, closes = _ns(day, time(), zone), _ns(day + timedelta(days=1), time(), zone)
-    return Session(rule.venue, day, opens, closes, closes, "regular", f"{rule.note} ({rule.source})")
+    return Session(rule.venue, day, opens, closes, closes, "always", f"{rule.note} ({rule.source})")
 
 @lru_cache(maxsize=8192)
 def session_for(
