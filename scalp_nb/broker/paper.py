@@ -197,6 +197,7 @@ class Venue:
     fills: list[Update] = field(default_factory=list)
     keep: Callable[[Fill], Decimal] = field(default_factory=lambda: no_fee)  # units of a buy that the venue keeps as its fee
     kept: dict[str, Decimal] = field(default_factory=dict)      # execution -> those units
+    paid: dict[str, Decimal] = field(default_factory=dict)      # execution -> its fee in money
     rejected: dict[str, str] = field(default_factory=dict)      # client id -> reason
     wire: list[tuple[int, int, str, str, Intent | None, int]] = field(default_factory=list)  # (arrival, n, op, id, intent, sent)
     out: list[tuple[int, int, Update]] = field(default_factory=list)                         # (due, n, update)
@@ -278,6 +279,7 @@ def book_fill(
     v.cash -= signed * u.px + (Decimal(0) if kept else fee)
     move_position(v.pos.setdefault(w.intent.sym, Position()), signed - kept, u.px)
     if kept: v.kept[u.exec_id] = kept
+    elif fee: v.paid[u.exec_id] = fee
     v.fills.append(u)
 
 # %% ../../nbs/broker/02_paper.ipynb #17928ba1

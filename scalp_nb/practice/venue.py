@@ -172,9 +172,6 @@ def as_pair(
     return replace(ins, symbol=f"{base[1]}/USD", venue="CRYPTO", currency="USD", lot=1, shortable=False, qty_step=ins.qty_step or "0.000000001",
                    min_qty=ins.min_qty or "0.0001")
 
-# %% ../../nbs/practice/00_venue.ipynb #9e78ba31
-#| export
-
 # %% ../../nbs/practice/00_venue.ipynb #af32b6c2
 def joined_tapes(
     tapes: Sequence[Tape],  # of different symbols and the same time
@@ -190,9 +187,6 @@ def joined_tapes(
         base += len(t.universe)
         rows.append(part)
     return make_tape(np.concatenate(rows), Universe("joined", tuple(i for t in tapes for i in t.universe.instruments)))
-
-# %% ../../nbs/practice/00_venue.ipynb #c8bbe4fc
-#| export
 
 # %% ../../nbs/practice/00_venue.ipynb #62a4ee37
 _BASES = ("BTC", "ETH", "SOL", "XRP", "DOGE", "LTC", "LINK", "AVAX", "BCH", "UNI")
@@ -480,8 +474,8 @@ def ground_truth(
 ) -> dict[str, Any]:  # JSON-able: positions, executions, cash
     "What the account really holds."
     v = desk.venue
-    def kept(u: Update) -> dict[str, str]: return {"kept": str(v.kept[u.exec_id])} if u.exec_id in v.kept else {}
-    fills = [{"order": u.client_id, "exec": u.exec_id, **kept(u), "ts": u.ts, "symbol": v.ex.orders[u.client_id].intent.symbol,
+    def cost(u: Update) -> dict[str, str]: return {k: str(d[u.exec_id]) for k, d in (("kept", v.kept), ("fee", v.paid)) if u.exec_id in d}
+    fills = [{"order": u.client_id, "exec": u.exec_id, **cost(u), "ts": u.ts, "symbol": v.ex.orders[u.client_id].intent.symbol,
               "side": v.ex.orders[u.client_id].side, "qty": str(u.qty), "px": str(u.px)} for u in v.fills]
     positions = {desk.universe[s].symbol: str(p.qty) for s, p in sorted(v.pos.items()) if p.qty}
     return {"ts": desk.at, "cash": str(v.cash), "start_cash": str(v.cfg.cash), "positions": positions, "executions": fills}
