@@ -320,6 +320,7 @@ def read_asset(
     return Asset(d.get("tradable") is True and d.get("status") in (None, "active"), d.get("shortable") is True, d.get("fractionable") is True,
                  (d.get("class") or d.get("asset_class")) == "crypto", *(x if x and x > 0 else None for x in steps))
 
+# %% ../../nbs/broker/03_alpaca_models.ipynb #530509bf
 def off_step(
     i: Intent,  # about to be sent, of a crypto pair
     asset: Asset,  # its own steps
@@ -331,6 +332,7 @@ def off_step(
     small = i.purpose is Purpose.ENTRY and asset.min_qty is not None and i.qty < asset.min_qty
     return ("min_qty", f"quantity {i.qty:f} of {i.symbol}: at least {asset.min_qty:f}") if small else None
 
+# %% ../../nbs/broker/03_alpaca_models.ipynb #7abaea50
 def on_tick(
     px: Decimal | None,  # currency
 ) -> bool:

@@ -315,10 +315,10 @@ def _bad_form(v: Venue, i: Intent) -> str:
 
 def _bad_number(v: Venue, i: Intent) -> str:
     ins = v.universe[i.sym]
+    finest = 10**9 if ins.qty_step else 10**6
     for name, x in (("qty", i.qty), ("limit", i.limit), ("stop", i.stop)):
-        if x is not None and (not x.is_finite() or x <= 0 or x * 10**9 % 1): return name
+        if x is not None and (not x.is_finite() or x <= 0 or x * finest % 1): return name
     if (not v.cfg.fractional or ins.qty_step) and i.qty % ins.unit: return "lot"
-    if v.cfg.fractional and not ins.qty_step and i.qty * 10**6 % 1: return "qty"
     if i.purpose is Purpose.ENTRY and i.side is Side.BUY and ins.min_qty and i.qty < ins.least: return "min_qty"
     return "freeze_qty" if ins.freeze_qty and i.qty > ins.freeze_qty else ""
 

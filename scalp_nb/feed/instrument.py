@@ -78,6 +78,9 @@ class Universe:
         raise UniverseError(f"symbol not in universe {self.name!r}", symbol, ", ".join(self.symbols[:8]), "add it to the universe file")
 
 # %% ../../nbs/feed/02_instrument.ipynb #15c8f877
+#| export
+
+# %% ../../nbs/feed/02_instrument.ipynb #edc58cb6
 def one_market(
     universe: Universe,  # of a run
 ) -> Universe:  # the same
@@ -93,6 +96,7 @@ def one_market(
             raise UniverseError(f"symbol at venue {i.venue}", i.symbol, "a stock's symbol", "a crypto pair has venue CRYPTO in the universe file")
     return universe
 
+# %% ../../nbs/feed/02_instrument.ipynb #3583ccdc
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     "What a market-data source shows."

@@ -121,6 +121,9 @@ class FeeLedger:
     def restore(cls, schedule: FeeSchedule, snap: Mapping[str, object]) -> "FeeLedger": return restore(schedule, snap)
 
 # %% ../../nbs/order/06_fees.ipynb #af130cc6
+#| export
+
+# %% ../../nbs/order/06_fees.ipynb #be846c5b
 NINE = Decimal("1e-9")   # the finest quantity of a crypto asset
 
 def withheld(
@@ -134,6 +137,7 @@ def withheld(
         rate = sum((i.rate for i in schedule.items if i.basis == "credited" and i.buy), Decimal(0))
         return (qty * rate).quantize(NINE, ROUND_CEILING)
 
+# %% ../../nbs/order/06_fees.ipynb #4a8be40e
 def _raw_step(ledger: FeeLedger, item: FeeItem, order: str, side: Side, value: Decimal, qty: Decimal, taxed: Decimal) -> Decimal:
     "How much an item's exact total grows by one fill."
     if item.basis == "gst": return taxed * item.rate

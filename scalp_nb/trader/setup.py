@@ -406,6 +406,7 @@ def caps_for(cfg: RunConfig, crypto: bool = False) -> BrokerCaps:
     "What the configured venue accepts."
     return CAPS["crypto" if crypto else cfg.venue.house] if cfg.venue.far else caps_of(paper_config(cfg, crypto))
 
+# %% ../../nbs/trader/12_setup.ipynb #1f94bb51
 def fits_crypto(cfg: RunConfig) -> None:
     "Refuse what crypto at Alpaca has no use for."
     if cfg.venue.terms != "alpaca":

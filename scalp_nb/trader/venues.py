@@ -201,6 +201,7 @@ def named_universe(
     if cfg.venue.house == "angel": return named(cfg.data.symbols)   # a future is told by its name
     return one_market(Universe("named", tuple(Instrument(s, "CRYPTO" if "/" in s else "US", currency="USD") for s in cfg.data.symbols)))
 
+# %% ../../nbs/trader/12_venues.ipynb #27b23c60
 def with_source(
     cfg: RunConfig,  # of a run at Alpaca
     universe: Universe,  # stocks, or crypto pairs
