@@ -322,9 +322,9 @@ def check_intent(
     if not out and intent.type is OrderType.STOP_LIMIT and intent.limit is not None and intent.stop is not None \
             and (intent.limit - intent.stop) * intent.side < 0:
         out.append(_fmt("trigger", f"limit {intent.limit} stop {intent.stop}", "limit at or beyond the trigger, in the order's direction"))
+    if out or not entry or not rules.min_value: return tuple(out)
     value = intent.qty * (intent.limit or intent.stop or intent.ref_px)
-    if not out and entry and value < rules.min_value: out.append(_fmt("min_value", f"{value:f}", f"at least {rules.min_value}"))
-    return tuple(out)
+    return () if value >= rules.min_value else (_fmt("min_value", f"{value:f}", f"at least {rules.min_value}"),)
 
 # %% ../../nbs/order/05_rules.ipynb #ddb48fad
 def marketable_limit(

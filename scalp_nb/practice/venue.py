@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['PAIRS', 'Seen', 'Told', 'Task', 'PracticeError', 'PracticeClock', 'start_clock', 'step_clock', 'Tape', 'make_tape',
-           'synthetic_us', 'synthetic_nse', 'with_tokens', 'recording_tape', 'as_pair', 'joined_tapes',
-           'synthetic_crypto', 'bar_tape', 'walk_tape', 'Desk', 'note', 'at_time', 'open_desk', 'bring', 'place',
-           'withdraw', 'best', 'last_price', 'session_at', 'halt', 'halted', 'ground_truth', 'reopen', 'seek']
+           'synthetic_us', 'synthetic_nse', 'with_tokens', 'recording_tape', 'joined_tapes', 'synthetic_crypto',
+           'bar_tape', 'walk_tape', 'Desk', 'note', 'at_time', 'open_desk', 'bring', 'place', 'withdraw', 'best',
+           'last_price', 'session_at', 'halt', 'halted', 'ground_truth', 'reopen', 'seek']
 
 # %% ../../nbs/practice/00_venue.ipynb #78dab7ca
 import math
-import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,6 +24,7 @@ import numpy.typing as npt
 
 from ..broker.base import NEVER
 from ..broker.paper import PaperConfig, Venue, advance, arrived, hang_up, new_venue, no_fee, resume, see_row, send
+from ..feed.binance import as_pair
 from ..feed.bars import BAR, MINUTE, Bars, build_bars, grid
 from ..feed.calendar import MarketClosed, NoCalendar, Session, next_session, session_for, trading_day
 from ..feed.depth import FLAG_HALT, LEVELS, Rows, check_rows, empty_depth
@@ -161,16 +161,6 @@ def recording_tape(
     instruments = tuple(replace(i, venue=venue, currency="INR" if venue == "NSE" else "USD") for i in got.universe.instruments)
     if venue == "CRYPTO": instruments = tuple(map(as_pair, instruments))
     return make_tape(got.rows, Universe(got.universe.name, instruments))
-
-# %% ../../nbs/practice/00_venue.ipynb #2f12f396
-def as_pair(
-    ins: Instrument,  # BTCUSDT of a foreign venue, or BTC/USD
-) -> Instrument:  # BTC/USD, in steps of nine decimals
-    "A foreign pair under the name and the terms that Alpaca would give it: a stablecoin's dollar counts as a dollar."
-    base = re.fullmatch(r"([A-Z0-9]+?)[/-]?USD[TC]?", ins.symbol)
-    if base is None: raise ConfigError("crypto pair of the recording", ins.symbol, "a pair quoted in dollars, such as BTCUSDT")
-    return replace(ins, symbol=f"{base[1]}/USD", venue="CRYPTO", currency="USD", lot=1, shortable=False, qty_step=ins.qty_step or "0.000000001",
-                   min_qty=ins.min_qty or "0.0001")
 
 # %% ../../nbs/practice/00_venue.ipynb #af32b6c2
 def joined_tapes(
