@@ -1,9 +1,11 @@
 """Sessions at the Alpaca practice venue while its seeded fault script runs; see `fault_runs.py`.
 
     python tests/alpaca_faults.py --seeds 0:1000     # a range, one after another
-    python tests/alpaca_faults.py --seed 17 -v       # one again, with its faults and what was found"""
+    python tests/alpaca_faults.py --seed 17 -v       # one again, with its faults and what was found
+    python tests/alpaca_faults.py --crypto --seeds 0:20   # crypto pairs: five levels, fractions, fees in what is bought"""
 
 import contextlib
+import dataclasses
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -93,6 +95,27 @@ HOUSE = House("tests/alpaca_faults.py", (feed_alpaca, "AlpacaFeed"), (broker_alp
               tape_of, config_of, script_of)
 
 
+
+
+def pairs_of(seed: int) -> Tape:
+    "The same walk as three crypto pairs with five levels a side."
+    tape = walk_tape(("XXX/USD", "YYY/USD", "ZZZ/USD"), LASTS + MORE + 60, seed + 1, venue="CRYPTO")
+    rows, lean = tape.rows.copy(), leaning(tape, seed)
+    rows["bid_qty"], rows["ask_qty"] = np.round(250.5 * lean, 2)[:, None], np.round(250.5 * (1 - lean), 2)[:, None]
+    return after_a_minute(tape, rows)
+
+
+def crypto_config_of(seed: int, tape: Tape, **over: Any) -> RunConfig:
+    "The five-level scalper without its fallback."
+    rule = {"name": "pressure", "warmup_rows": 5, "cooldown_s": 2.0, "rest_s": 4.0, "decision_window_ms": 250}
+    return config_of(seed, tape, **{"strategy": rule, "exits.mode": ("venue_stop", "local")[seed % 2], **over})
+
+
+CRYPTO = dataclasses.replace(HOUSE, script="tests/alpaca_faults.py --crypto", tape=pairs_of, config=crypto_config_of)
+
+
 if __name__ == "__main__":
     for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, signal.SIG_DFL)
-    sys.exit(fault_runs.main(HOUSE))
+    house = CRYPTO if "--crypto" in sys.argv else HOUSE
+    sys.argv = [a for a in sys.argv if a != "--crypto"]
+    sys.exit(fault_runs.main(house))

@@ -20,7 +20,12 @@ Span = tuple[int, int]   # ns UTC
 
 def positions(executions: list[dict[str, Any]], symbol: str) -> list[Span]:
     "When the venue had a position of a symbol."
-    return spans([(int(e["ts"]), int(e["side"]) * Decimal(e["qty"])) for e in executions if e["symbol"] == symbol])
+    return spans([(int(e["ts"]), change_of(e)) for e in executions if e["symbol"] == symbol])
+
+
+def change_of(e: dict[str, Any]) -> Decimal:
+    "What an execution does to the position: of crypto the venue keeps a part of what is bought."
+    return int(e["side"]) * Decimal(e["qty"]) - Decimal(e.get("kept", 0))
 
 
 def spans(changes: list[tuple[int, Decimal]]) -> list[Span]:
@@ -59,7 +64,8 @@ def meets(span: Span, others: list[Span]) -> bool: return any(a <= span[1] and b
 
 def known(s: Any, symbol: str) -> list[tuple[int, Decimal]]:
     "What the journal learned about a symbol, and when."
-    return [(r.ts, Decimal(r.data["qty"]) * (1 if r.data["side"] == "BUY" else -1)) for r in s.of("note:fill") if r.data["symbol"] == symbol]
+    return [(r.ts, Decimal(r.data["qty"]) * (1 if r.data["side"] == "BUY" else -1) - Decimal(r.data.get("withheld", 0)))
+            for r in s.of("note:fill") if r.data["symbol"] == symbol]
 
 
 def protected(s: Any) -> Iterator[str]:
@@ -109,7 +115,7 @@ def turned(s: Any, exits: set[str]) -> Iterator[str]:
     held: dict[str, Decimal] = {}
     for e in s.truth["executions"]:
         before = held.get(e["symbol"], Decimal(0))
-        after = held[e["symbol"]] = before + int(e["side"]) * Decimal(e["qty"])
+        after = held[e["symbol"]] = before + change_of(e)
         id = client.get(e["order"].partition("#")[0], "")
         if id in exits and before * after < 0: yield f"5: exit {id} turned {e['symbol']} from {before} to {after}"
 

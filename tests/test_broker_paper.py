@@ -24,7 +24,7 @@ pytest.register_assert_rewrite("broker_conformance")
 from broker_conformance import BrokerConformance, Seen  # noqa: E402
 
 from scalp_nb.broker.base import NEVER, Broker, BrokerError  # noqa: E402
-from scalp_nb.broker.exchange import pauses  # noqa: E402
+from scalp_nb.broker.exchange import pauses, to_units  # noqa: E402
 from scalp_nb.broker.paper import PaperBroker, PaperConfig, alpaca_like, angel_like  # noqa: E402
 from scalp_nb.feed.depth import FLAG_HALT, Rows, depth_row, empty_depth  # noqa: E402
 from scalp_nb.feed.instrument import Instrument, Universe  # noqa: E402
@@ -192,7 +192,7 @@ def test_queue_against_a_scalar_model(start: int, qty: int, tape: list[tuple[int
             ahead = min(ahead, shown)
         (o,) = b.state((3 + k) * MS).orders or (None,)
         assert (int(o.qty - o.filled) if o else 0) == left
-        if o: assert b.venue.ex.live[0][0].queue == ahead * 10**6
+        if o: assert b.venue.ex.live[0][0].queue == to_units(Decimal(ahead))
 
 
 # ---------------------------------------------------------------- conservation

@@ -375,6 +375,29 @@ def best_five(messages: list[dict[str, Any]]) -> list[tuple[list[tuple[float, fl
     return out
 
 
+def test_a_crossed_book_missed_a_change_and_is_asked_for_anew() -> None:
+    lives = list[int]()
+    def book(bid: float, ask: float, **kw: Any) -> dict[str, Any]:
+        return {"T": "o", "S": "XRP/USD", "t": stamp(START), "b": [{"p": bid, "s": 5.0}], "a": [{"p": ask, "s": 6.0}], **kw}
+    def script(ws: ServerConnection) -> None:
+        channels = {k: v for k, v in json.loads(ws.recv()).items() if k != "action"}
+        ws.send(msgpack.packb([{"T": "subscription", **channels}]))
+        lives.append(1)
+        ws.send(msgpack.packb([book(2.0, 2.1, r=True)]))
+        if len(lives) == 1: ws.send(msgpack.packb([book(2.2, 2.3)]))   # the bid jumps over an ask that nobody took away
+        for _ in ws: pass
+    uni = Universe("coins", (Instrument("XRP/USD", "CRYPTO", currency="USD"),))
+    with stream(script) as port:
+        feed = AlpacaFeed(uni, config(port, source="crypto", crossed_s=0.2), "PK", "S")
+        feed.start(0)
+        d = Drive(feed)
+        d.until(lambda: d.n_rows >= 3)
+        feed.close()
+    rows = np.concatenate(d.rows)
+    assert (rows["bid_px"][:, 0] >= rows["ask_px"][:, 0]).tolist() == [False, True, False]   # told as it is: health keeps entries off
+    assert feed.stats.connects == 2 and rows["flags"][2] & FLAG_GAP
+
+
 def test_crypto_books_have_five_levels_and_wait_for_a_snapshot_after_a_gap() -> None:
     """Real books over a socket: every row shows the five best levels; after a torn connection changes alone show nothing until a snapshot comes."""
     messages, asked, lives = recorded_book(400), list[dict[str, Any]](), list[int]()
@@ -392,7 +415,7 @@ def test_crypto_books_have_five_levels_and_wait_for_a_snapshot_after_a_gap() -> 
     uni = Universe("coins", (Instrument("XRP/USD", "US", currency="USD"),))
     with stream(script) as port:
         feed = AlpacaFeed(uni, config(port, source="crypto"), "PK", "S")
-        assert feed.capabilities.levels == 5 and not feed.capabilities.whole_book_totals
+        assert feed.capabilities.levels == 5 and feed.capabilities.whole_book_totals
         feed.start(0)
         d = Drive(feed)
         d.until(lambda: d.n_rows >= len(first) + 1)
@@ -404,6 +427,8 @@ def test_crypto_books_have_five_levels_and_wait_for_a_snapshot_after_a_gap() -> 
         for side, levels in (("bid", bids), ("ask", asks)):
             assert list(zip(row[f"{side}_px"].tolist(), row[f"{side}_qty"].tolist(), strict=True)) == levels
     assert len({row["bid_qty"].tobytes() for row in rows}) > 40   # the books move
+    assert all(row["total_buy"] > row["bid_qty"].sum() for row in rows[:-1])   # totals are of every level, five are shown
     assert rows["ts"][:-1].tolist() == [m["t"].to_unix_nano() for m in first] and not (rows["flags"][:-1] & FLAG_GAP).any()
     end = rows[-1]                                                # nothing of the changes before it
+    assert (end["total_buy"], end["total_sell"]) == (5.0, 13.0)
     assert end["flags"] & FLAG_GAP and end["bid_px"][0] == 2.0 and end["ask_qty"][:2].tolist() == [6.0, 7.0] and np.isnan(end["ask_px"][2:]).all()

@@ -140,7 +140,7 @@ def _taf(qty: int) -> Decimal:
 
 @pytest.mark.parametrize(("broker", "venue", "segment"), [("angel_one", "NSE", "CM"), ("angel_one", "NSE", "FO"), ("alpaca", "US", "CM")])
 def test_every_change_day_has_one_schedule(broker: str, venue: str, segment: str) -> None:
-    own = [r for r in table_rows("fees") if (r["broker"], r["segment"]) == (broker, segment)]
+    own = [r for r in table_rows("fees") if (r["broker"], r["venue"], r["segment"]) == (broker, venue, segment)]
     start = max(min(date.fromisoformat(r["valid_from"]) for r in own if r["item"] == i) for i in {r["item"] for r in own})
     days = {date.fromisoformat(r["valid_from"]) + timedelta(d) for r in own for d in (-1, 0)} | {date(2027, 6, 1)}
     for day in sorted(d for d in days if d >= start):

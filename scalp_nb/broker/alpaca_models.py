@@ -6,7 +6,7 @@
 __all__ = ['DUPLICATE', 'number', 'moment', 'AlpacaOrder', 'read_order', 'flatten', 'state_of', 'status_update', 'broker_order',
            'TradeEvent', 'read_event', 'event_update', 'FillActivity', 'read_fill', 'fill_update', 'read_account',
            'account_blocks', 'read_position', 'refusal', 'order_body', 'trailing_body', 'bracket_body', 'oco_body',
-           'oto_body', 'Asset', 'read_asset', 'on_tick', 'precheck']
+           'oto_body', 'Asset', 'read_asset', 'off_step', 'on_tick', 'precheck']
 
 # %% ../../nbs/broker/03_alpaca_models.ipynb #8b1b5753
 from collections.abc import Mapping
@@ -199,12 +199,14 @@ def read_account(
 
 def account_blocks(
     d: Mapping[str, Any],  # JSON of the account
+    crypto: bool = False,  # crypto is to be traded
 ) -> list[str]:  # reasons, empty when it may trade
     "Why the account may not trade."
     flags = {"trading_blocked": "trading is blocked", "account_blocked": "the account is blocked",
              "trade_suspended_by_user": "trading is suspended in the account's own settings"}
     out = [text for k, text in flags.items() if d.get(k) is True]
-    status = str(d.get("status") or "")
+    status, coins = str(d.get("status") or ""), str(d.get("crypto_status") or "missing")
+    if crypto and coins != "ACTIVE": out.append(f"the account's crypto status is {coins}: sign the crypto agreement in Alpaca's dashboard")
     return out if status in ("", "ACTIVE", "ACCOUNT_UPDATED") else [*out, f"the account's status is {status}"]
 
 def read_position(
@@ -219,8 +221,10 @@ def read_position(
 DUPLICATE = "duplicate_id"
 _REASONS = (("client_order_id must be unique", DUPLICATE), ("opposite side", "wash_trade"), ("wash trade", "wash_trade"),
             ("insufficient buying power", "buying_power"), ("insufficient day trading", "buying_power"), ("insufficient qty", "insufficient_qty"),
-            ("insufficient balance", "buying_power"), ("cannot be sold short", "not_shortable"), ("not allowed to short", "not_shortable"),
-            ("not shortable", "not_shortable"), ("sub-penny", "sub_penny"), ("not tradable", "not_tradable"), ("not active", "not_tradable"),
+            ("insufficient balance for usd", "buying_power"), ("insufficient balance", "insufficient_qty"), ("minimal amount", "min_value"),
+            ("minimal qty", "min_qty"), ("cannot be sold short", "not_shortable"), ("not allowed to short", "not_shortable"),
+            ("not shortable", "not_shortable"), ("sub-penny", "sub_penny"), ("increment", "tick"), ("not tradable", "not_tradable"),
+            ("not active", "not_tradable"),
             ("not fractionable", "not_fractionable"), ("fractional", "fractional"), ("market hours", "market_closed"),
             ("market is closed", "market_closed"), ("market is not open", "market_closed"), ("bracket", "bracket"), ("asset", "unknown_symbol"),
             ("expired", "keys"), ("not authorized", "keys"), ("unauthorized", "keys"), ("forbidden", "keys"), ("rejected by", "venue_rejected"))
@@ -303,13 +307,32 @@ class Asset:
     tradable: bool
     shortable: bool
     fractionable: bool
+    crypto: bool = False
+    tick: Decimal | None = None       # price increment; None: not told
+    qty_step: Decimal | None = None   # quantity increment
+    min_qty: Decimal | None = None    # smallest quantity of an order
 
 def read_asset(
     d: Mapping[str, Any],  # JSON of an asset
 ) -> Asset:
     "An asset's JSON; what it does not say is not allowed, except that a shortable symbol needs no `easy_to_borrow`."
-    return Asset(d.get("tradable") is True and d.get("status") in (None, "active"), d.get("shortable") is True, d.get("fractionable") is True)
+    steps = (number(d.get(k)) for k in ("price_increment", "min_trade_increment", "min_order_size"))
+    return Asset(d.get("tradable") is True and d.get("status") in (None, "active"), d.get("shortable") is True, d.get("fractionable") is True,
+                 (d.get("class") or d.get("asset_class")) == "crypto", *(x if x and x > 0 else None for x in steps))
 
+# %% ../../nbs/broker/03_alpaca_models.ipynb #530509bf
+def off_step(
+    i: Intent,  # about to be sent, of a crypto pair
+    asset: Asset,  # its own steps
+) -> tuple[str, str] | None:  # reason code and text
+    "Why a pair's own increments and minimum refuse an order."
+    for name, px in (("limit", i.limit), ("stop", i.stop)):
+        if px is not None and asset.tick and px % asset.tick: return "tick", f"{name} {px:f} of {i.symbol}: multiples of {asset.tick:f}"
+    if asset.qty_step and i.qty % asset.qty_step: return "lot", f"quantity {i.qty:f} of {i.symbol}: multiples of {asset.qty_step:f}"
+    small = i.purpose is Purpose.ENTRY and asset.min_qty is not None and i.qty < asset.min_qty
+    return ("min_qty", f"quantity {i.qty:f} of {i.symbol}: at least {asset.min_qty:f}") if small else None
+
+# %% ../../nbs/broker/03_alpaca_models.ipynb #7abaea50
 def on_tick(
     px: Decimal | None,  # currency
 ) -> bool:
@@ -326,10 +349,12 @@ def precheck(
     opens_short = i.purpose is Purpose.ENTRY and i.side < 0
     if not crypto and not (on_tick(i.limit) and on_tick(i.stop)): return "sub_penny", f"price {i.limit or i.stop}: two decimals from $1, four below"
     if i.tif not in ((Tif.GTC, Tif.IOC) if crypto else (Tif.DAY, Tif.GTC)): return "tif", f"time in force {i.tif.value} for {i.symbol}"
-    if crypto and (i.type is OrderType.STOP or opens_short): return "crypto", f"{i.type.value} {i.side.name}: crypto has no plain stops and no shorts"
+    if crypto and i.type is OrderType.STOP: return "crypto", f"{i.type.value} {i.side.name}: crypto has no plain stops"
+    if crypto and opens_short: return "short_sale", f"{i.type.value} {i.side.name} of {i.symbol}: crypto is never sold short, a sale needs a position"
     if not whole and not crypto and i.tif == Tif.GTC: return "fractional", f"quantity {i.qty}: fractions are for DAY orders"
     if not whole and opens_short: return "fractional", f"quantity {i.qty}: no fractions short"
     if i.qty.as_tuple().exponent < -9: return "fractional", f"quantity {i.qty}: nine decimals at most"  # type: ignore[operator]
+    if crypto and asset is not None and (off := off_step(i, asset)): return off
     if asset is not None and not asset.tradable: return "not_tradable", f"{i.symbol} is not tradable at Alpaca"
     if asset is not None and not whole and not crypto and not asset.fractionable: return "not_fractionable", f"{i.symbol}: whole shares only"
     if opens_short and not short: return "not_shortable", "the account may not sell short"

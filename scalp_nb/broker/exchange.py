@@ -24,20 +24,20 @@ from ..order.types import TERMINAL, Intent, OrderState, Tif, Update, UpdateKind
 from .base import NEVER, BrokerError
 
 # %% ../../nbs/broker/01_exchange.ipynb #53313f38
-SCALE = 1_000_000          # integer units in one currency unit, or one share
+SCALE = 1_000_000_000      # integer units in one currency unit, or one share: crypto has nine decimals
 UNKNOWN_QUEUE = 1 << 62    # the price is not displayed: nobody knows what waits ahead
 _SCALE_DEC = Decimal(SCALE)
 
 def to_units(
     x: Decimal,  # price in currency units, or quantity
-) -> int:  # the same in millionths
-    "Exact integer of a decimal; refuses more than six decimals."
+) -> int:  # the same in billionths
+    "Exact integer of a decimal; refuses more than nine decimals."
     n = x * _SCALE_DEC if x.is_finite() else Decimal("0.5")
-    if n != int(n): raise BrokerError("price or quantity", str(x), "finite, at most 6 decimals", "round it to the tick or lot first")
+    if n != int(n): raise BrokerError("price or quantity", str(x), "finite, at most 9 decimals", "round it to the tick or lot first")
     return int(n)
 
 def from_units(
-    n: int,  # millionths
+    n: int,  # billionths
 ) -> Decimal:  # price in currency units, or quantity
     "Exact decimal of an integer number of units."
     return Decimal(n) / _SCALE_DEC
@@ -307,9 +307,6 @@ def accept(
     out = [_say(w, UpdateKind.ACK, ts), *join_group(ex, w, ts)]
     if not w.live: return out
     return out + (_enter if w.trig is None else _arm)(ex, book, w, ts)
-
-# %% ../../nbs/broker/01_exchange.ipynb #9850eb47
-#| export
 
 # %% ../../nbs/broker/01_exchange.ipynb #068edbbb
 def match_row(

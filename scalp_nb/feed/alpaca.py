@@ -48,10 +48,11 @@ class AlpacaFeedConfig(BaseModel):
     channels: tuple[Channel, ...] = Field((), strict=False, description="empty: all that the source has")
     batch_size: int = Field(10, ge=1, le=1000, description="symbols named in one subscription")
     batch_gap_s: float = Field(1.0, ge=0, le=60, description="seconds between subscriptions")
-    symbol_limit: int = Field(-1, ge=-1, description="symbols with quotes and trades; 0: no limit; -1: 30 for iex, none otherwise")
+    symbol_limit: int = Field(-1, ge=-1, description="symbols with prices; 0: no limit; -1: 30 for iex, 10 books for crypto, none otherwise")
     connect_timeout_s: float = Field(10.0, gt=0, le=60, description="for each step of connecting; `start` blocks at most thrice as long")
     silence_s: float = Field(30.0, gt=0, le=3600, description="a stream with quotes that says nothing for so long in market hours is dead, s")
     bar_silence_s: float = Field(150.0, gt=0, le=3600, description="the same for a stream of bars alone, s")
+    crossed_s: float = Field(2.0, gt=0, le=60, description="a crypto book crossed for so long has missed a change: it is asked for anew, s")
     ping_s: float = Field(10.0, gt=0, le=300, description="a ping so often; a server that does not answer within the same time is gone, s")
     first_wait_s: float = Field(0.5, gt=0, le=60, description="wait before the first reconnect, s")
     most_wait_s: float = Field(30.0, gt=0, le=600, description="longest wait between reconnects, s")
@@ -72,7 +73,7 @@ def limit_of(
     cfg: AlpacaFeedConfig,  # stream
 ) -> int:  # symbols with every channel; 0 = no limit
     "How many symbols the stream carries in full."
-    return (30 if cfg.source == "iex" else 0) if cfg.symbol_limit < 0 else cfg.symbol_limit
+    return {"iex": 30, "crypto": 10}.get(cfg.source, 0) if cfg.symbol_limit < 0 else cfg.symbol_limit
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -202,8 +203,9 @@ def status_effect(
 def capabilities_of(
     cfg: AlpacaFeedConfig,  # stream
 ) -> Capabilities:
-    "What the stream shows: five levels of crypto books, the best bid and ask of stocks; never whole-book totals."
-    return Capabilities(5 if "orderbooks" in channels_of(cfg) else 1, False, False, False)
+    "What the stream shows: whole books of crypto pairs, the best bid and ask of stocks. The totals of a book are the sums of its levels."
+    books = "orderbooks" in channels_of(cfg)
+    return Capabilities(5 if books else 1, books, False, False)
 
 @dataclass(slots=True)
 class _Link:
@@ -418,7 +420,8 @@ def _bars_only(f: "AlpacaFeed") -> None:
     limit = limit_of(f.cfg)
     late = [s for s in f.universe.symbols[limit:] if s not in f.uncovered] if limit else []
     if late and set(channels_of(f.cfg)) - set(BAR_CHANNELS):
-        text = f"the plan streams quotes and trades of {limit} symbols; {', '.join(late)} have live bars only, quotes once a minute"
+        what = "books" if f.cfg.source == "crypto" else "quotes"
+        text = f"the plan streams {what} and trades of {limit} symbols; {', '.join(late)} have live bars only, {what} once a minute"
         _tell(f, "uncovered", text)
         f._poll_quotes = tuple(late)
 
@@ -499,6 +502,9 @@ def _tend(f: "AlpacaFeed", ws: WebSock, now: float) -> None:
         if ws.ponged < ws.pinged and ws.heard < ws.pinged: return _lost(f, f"no sign of life for {f.cfg.ping_s:g} s")
         ws.ping()
     heard, link.seen = f._decoder.messages != link.seen, f._decoder.messages
+    if f._decoder.crossed and f._clock() - min(f._decoder.crossed.values()) > f.cfg.crossed_s * 1e9:
+        names = ", ".join(f.universe[s].symbol for s in f._decoder.crossed)
+        return _lost(f, f"crossed for {f.cfg.crossed_s:g} s, so a change was missed: {names}")
     if f._silence.look(time.monotonic_ns(), heard, _open(f, f._clock())):
         _lost(f, f"open but mute: no market event for {f._silence.limit_s:g} s while the market is open")
 
@@ -543,7 +549,7 @@ def _finish_jobs(f: "AlpacaFeed") -> None:
             f.stats.backfilled += len(bars)
             _tell(f, "backfill", f"{len(bars)} missed bars fetched")
         if len(bars): f._bars.append(bars)
-        for symbol, q in quotes.items(): f._decoder.put({**q, "T": "q", "S": symbol}, f._clock())
+        for symbol, q in quotes.items(): f._decoder.put({"T": "q", **q, "S": symbol}, f._clock())
     for sym in [s for s, v in f._halted.items() if f._decoder.books["volume"][s] > v]: _proved(f, sym)
 
 def _proved(f: "AlpacaFeed", sym: int) -> None:
@@ -570,6 +576,8 @@ def _poll_uncovered(f: "AlpacaFeed") -> None:
 
 def _fetch_minute(f: "AlpacaFeed", bar_symbols: tuple[str, ...], quote_symbols: tuple[str, ...], now: int) -> tuple[Bars, dict[str, Any]]:
     bars = bars_between(f._client, f.universe, bar_symbols, now - 5 * MINUTE, now // MINUTE * MINUTE - MINUTE, f.cfg.source)
-    if f.cfg.source == "crypto": return bars, {}
+    if f.cfg.source == "crypto":
+        books = f._client.get("/v1beta3/crypto/us/latest/orderbooks", {"symbols": ",".join(quote_symbols)})
+        return bars, {s: {**b, "T": "o", "r": True} for s, b in (books.get("orderbooks") or {}).items()}
     found = f._client.get("/v2/stocks/quotes/latest", {"symbols": ",".join(quote_symbols), "feed": f.cfg.source})
     return bars, dict(found.get("quotes") or {})

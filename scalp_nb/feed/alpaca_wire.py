@@ -349,6 +349,9 @@ class CryptoBook:
                 else: side.pop(float(lv["p"]), None)
         return self.known
 
+    @property
+    def totals(self) -> tuple[float, float]: return math.fsum(self.bids.values()), math.fsum(self.asks.values())  # of every level told
+
     def top(self) -> Sides:
         "Five best levels a side."
         return sorted(self.bids.items(), reverse=True)[:LEVELS], sorted(self.asks.items())[:LEVELS]
@@ -366,6 +369,7 @@ class Decoder:
         self.books["sym"] = np.arange(len(universe))
         self._index = {s: i for i, s in enumerate(universe.symbols)}
         self._crypto: dict[int, CryptoBook] = {}
+        self.crossed: dict[int, int] = {}  # crypto: symbol -> since when its book is crossed, ns UTC
         self._table, self._out, self._bars = symbol_table(universe), empty_depth(rows), np.zeros(bars, BAR)
         self._other = np.zeros(65_536, _OTHER_T)
         self._ctx = np.zeros(_CTX, np.int64)
@@ -440,6 +444,7 @@ class Decoder:
         "The connection was lost: every symbol's next row says so, and crypto books wait for a snapshot."
         self.books["flags"] |= FLAG_GAP
         self._crypto.clear()
+        self.crossed.clear()
 
     @property
     def bars_waiting(self) -> int: return int(self._ctx[_NB])
@@ -497,6 +502,9 @@ def _apply(d: "Decoder", kind: str, sym: int, m: dict[str, Any], recv: int) -> N
         book = d._crypto.setdefault(sym, CryptoBook())
         if not book.apply(m): return
         sides = book.top()
+        r["total_buy"], r["total_sell"] = book.totals
+        if sides[0] and sides[1] and sides[0][0][0] >= sides[1][0][0]: d.crossed.setdefault(sym, recv)
+        else: d.crossed.pop(sym, None)
     else:
         sides = ([], [])
         r["ltp"], r["ltq"] = float(m["p"]), float(m["s"])

@@ -29,7 +29,7 @@ class MarketClosed(CalendarError):
 class NoCalendar(CalendarError):
     "Nobody has told us about that day or venue."
 
-ZONES: Mapping[str, str] = MappingProxyType({"NSE": "Asia/Kolkata", "US": "America/New_York"})
+ZONES: Mapping[str, str] = MappingProxyType({"NSE": "Asia/Kolkata", "US": "America/New_York", "CRYPTO": "UTC"})
 _LIBRARY: Mapping[str, str] = MappingProxyType({"NSE": "XBOM", "US": "XNYS"})
 
 def _zone(venue: str) -> ZoneInfo:
@@ -46,7 +46,7 @@ class Session:
     open_ts: int               # continuous trading begins, ns UTC
     close_ts: int              # the session ends, closing auction included, ns UTC
     continuous_close_ts: int   # continuous trading ends, ns UTC; equals close_ts without an auction
-    kind: str                  # "regular", "half_day" or "special"
+    kind: str                  # "regular", "half_day", "special", or "always": the day ends, trading does not
     source: str                # where the hours come from
 
 # %% ../../nbs/feed/04_calendar.ipynb #b1798216
@@ -57,7 +57,7 @@ def _ns(day: date, at: time, zone: ZoneInfo) -> int:
     return int(datetime.combine(day, at, zone).timestamp()) * 1_000_000_000
 
 def trading_day(
-    venue: str,  # "NSE" or "US"
+    venue: str,  # a key of ZONES
     ts: int,  # ns UTC
 ) -> date:  # the local date at the venue
     "Which day it is at the venue."
@@ -65,7 +65,7 @@ def trading_day(
     return utc.astimezone(_zone(venue)).date()
 
 # %% ../../nbs/feed/04_calendar.ipynb #a8fe024f
-KINDS = ("hours", "special", "closed", "library")
+KINDS = ("hours", "special", "closed", "library", "always")
 
 @dataclass(frozen=True, slots=True)
 class SessionRule:
@@ -110,7 +110,7 @@ def session_rules() -> tuple[SessionRule, ...]:  # the table that ships with the
 # %% ../../nbs/feed/04_calendar.ipynb #e721af8a
 def find_rule(
     rules: tuple[SessionRule, ...],  # the table
-    venue: str,  # "NSE" or "US"
+    venue: str,  # a key of ZONES
     day: date,  # local date
     segment: str,  # "CM" or "FO"
     derivatives: bool,  # a cash stock with listed derivatives
@@ -166,9 +166,14 @@ def _from_rule(rule: SessionRule, day: date, kind: str) -> Session:
     return Session(rule.venue, day, opens, closes, cont, kind, f"{rule.note} ({rule.source})")
 
 # %% ../../nbs/feed/04_calendar.ipynb #378573be
+def _whole_day(rule: SessionRule, day: date, zone: ZoneInfo) -> Session:
+    "A venue that never closes: its session is the local calendar day, and the next begins where it ends."
+    opens, closes = _ns(day, time(), zone), _ns(day + timedelta(days=1), time(), zone)
+    return Session(rule.venue, day, opens, closes, closes, "always", f"{rule.note} ({rule.source})")
+
 @lru_cache(maxsize=8192)
 def session_for(
-    venue: str,  # "NSE" or "US"
+    venue: str,  # a key of ZONES
     day: date,  # local date
     segment: str = "CM",  # "CM" cash, "FO" futures and options
     derivatives: bool = False,  # a cash stock with listed derivatives
@@ -177,6 +182,7 @@ def session_for(
     zone = _zone(venue)
     rule = find_rule(session_rules(), venue, day, segment, derivatives)
     if rule.kind == "special": return _from_rule(rule, day, "special")
+    if rule.kind == "always": return _whole_day(rule, day, zone)
     if rule.kind == "closed": raise MarketClosed(f"{venue} closed: {rule.note} {day:%A} {day}", next_step="trade on the next session")
     opens, closes = _open_day(venue, day)
     if rule.kind == "hours": return _from_rule(rule, day, "regular")
@@ -192,7 +198,7 @@ def is_open(
     return session.open_ts <= ts < session.continuous_close_ts
 
 def next_session(
-    venue: str,  # "NSE" or "US"
+    venue: str,  # a key of ZONES
     ts: int,  # ns UTC
     segment: str = "CM",  # "CM" cash, "FO" futures and options
     derivatives: bool = False,  # a cash stock with listed derivatives

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .binance import is_binance, load_binance
 from .depth import Rows
 from .errors import ConfigError, DataError
 from .instrument import Capabilities
@@ -38,6 +39,7 @@ def detect(
 ) -> str:  # one of KINDS
     "Which format this is."
     if data[:4] == b"PAR1": return "parquet"
+    if is_binance(data): return "binance"
     head = data[:8192].split(b"\n", 1)[0].decode("utf-8", "replace").strip().lstrip("\ufeff")
     names = {c.strip() for c in head.split(",")}
     for kind, needed in HEADERS:
@@ -67,7 +69,7 @@ def _load_parquet(path: str | os.PathLike[str], **kw: Any) -> Imported:
 
 KINDS: dict[str, Callable[..., Imported]] = {
     "parquet": _load_parquet, "lobster": load_lobster, "mbp10": load_mbp, "itch_l10": load_itch_l10, "kite": load_kite, "dhan": load_dhan,
-    "dhan200": load_dhan200, "kite_delta": load_kite_delta, "kite_ticks": load_kite_ticks}
+    "dhan200": load_dhan200, "kite_delta": load_kite_delta, "kite_ticks": load_kite_ticks, "binance": load_binance}
 
 # %% ../../nbs/feed/13_importers.ipynb #b7960442
 def load(

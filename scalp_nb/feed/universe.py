@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
 
-from .instrument import Instrument, Universe, UniverseError
+from .instrument import Instrument, Universe, UniverseError, number
 
 # %% ../../nbs/feed/03_universe.ipynb #8d27fa52
 COLUMNS = tuple(f.name for f in fields(Instrument))
@@ -44,6 +44,9 @@ def _text(path: Path, line: int, column: str, text: str) -> str:
     "Text as written; a required column must not be empty."
     if not text and column in REQUIRED: raise _bad(path, line, column, text, "a name")
     if column == "segment" and text not in SEGMENTS: raise _bad(path, line, column, text, " or ".join(SEGMENTS))
+    if column in ("qty_step", "min_qty") and text:
+        try: number(text)
+        except UniverseError: raise _bad(path, line, column, text, "a decimal above 0, or nothing") from None
     return text
 
 # %% ../../nbs/feed/03_universe.ipynb #1362adf7

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from ..feed.calendar import ZONES
 from ..feed.errors import ConfigError, ScalpError
 from ..feed.instrument import Universe
 from ..feed.quality import QualitySummary, SymbolQuality, quality
@@ -42,7 +41,7 @@ from ..trader.report import RunData, assumptions, load_run, px_text, status
 from ..trader.session import EXITS
 from ..trader.setup import LIVE, Market, RunConfig, load_market, refuse_live, setup_for
 from ..trader.streaming import recorded_rows
-from ..trader.venues import Opened, clock_skew, feed_config, open_venue, shut
+from ..trader.venues import Opened, clock_skew, feed_config, open_venue, shut, with_source
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -342,7 +341,8 @@ def _dated(cfg: RunConfig, market: Market) -> str:
     used, ses = cfg.session.rules_date or market.day, s.sessions[0]
     hours = " to ".join(f"{datetime.fromtimestamp(t / 1e9, UTC):%H:%M}" for t in (ses.open_ts, ses.continuous_close_ts))
     lent = "" if used == market.day else f", lent to {market.day}"
-    return f"{cfg.venue.terms} rules and fees of {used}{lent}; continuous trading {hours} UTC"
+    when = f"the day {ses.day}, around the clock" if ses.venue == "CRYPTO" else f"continuous trading {hours}"
+    return f"{cfg.venue.terms} rules and fees of {used}{lent}; {when} UTC"
 
 # %% ../../nbs/live/01_notebook.ipynb #2de6a751
 def preflight_far(
@@ -386,20 +386,22 @@ def _venue_time(cfg: RunConfig, v: Opened) -> str:
     if cfg.venue.practice: apart = f"practice time, {v.pace.speed:g} times as fast as ours"
     else: apart = f"ours differs by {clock_skew(r) * 1000:+.0f} ms"
     at = f"{datetime.fromtimestamp(r.ts / 1e9, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    if v.market.universe[0].venue == "CRYPTO": return f"{at}, {apart}; crypto trades around the clock, this day ends at midnight UTC"
     return f"{at}, {apart}; " + ("the market is open" if r.is_open else f"the market is closed, next open {r.next_open}")
 
 def _shorts(cfg: RunConfig, uni: Universe) -> str:
     no = [i.symbol for i in uni.instruments if not i.shortable]
+    if uni[0].venue == "CRYPTO": return "never: a sell signal leaves a position and opens none"
     if not cfg.strategy.allow_short: return "not asked for: the strategy is long only"
     return f"{', '.join(no)} cannot be: long only there" if no else f"all {len(uni)} symbols can be"
 
 def _streamed(cfg: RunConfig, uni: Universe) -> str:
     if cfg.venue.house == "angel": return _streamed_angel(cfg, uni)
     from scalp_nb.feed.alpaca import limit_of
-    feed = feed_config(cfg.venue, None)
+    feed = feed_config(with_source(cfg, uni).venue, None)
     most = limit_of(feed)
     if not most or len(uni) <= most: return f"all {len(uni)} symbols by {feed.source}"
-    return f"{most} of {len(uni)} by {feed.source}; {', '.join(uni.symbols[most:])} by request, once a minute"
+    return f"{most} of {len(uni)} by {feed.source}, the most it streams; {', '.join(uni.symbols[most:])} by request, once a minute"
 
 def _streamed_angel(cfg: RunConfig, uni: Universe) -> str:
     from scalp_nb.feed.angel_one import AngelFeedConfig
@@ -631,8 +633,7 @@ def clipped(t: pd.DataFrame, rows: int = 30) -> pd.DataFrame:
 def local_times(run: RunData, ts: Sequence[int]) -> list[str]:
     "Times of day as the venue's clock shows them."
     import pandas as pd
-    zone = ZONES["US" if run.config.get("venue", {}).get("terms") == "alpaca" else "NSE"]
-    return [pd.Timestamp(int(t), tz="UTC").tz_convert(zone).strftime("%H:%M:%S.%f")[:-3] for t in ts]
+    return [pd.Timestamp(int(t), tz="UTC").tz_convert(run.zone).strftime("%H:%M:%S.%f")[:-3] for t in ts]
 
 def trips_table(run: RunData) -> pd.DataFrame:
     "Round trips with the venue's local times."

@@ -88,11 +88,13 @@ def close_lot(
 def _checked(
     fill: Fill,  # an execution
     fee: Decimal,  # its fee in money; negative = rebate
+    kept: Decimal,  # units the venue kept of a buy
 ) -> None:  # raises OrderError
     "Refuse an execution that money cannot be computed from."
     for name, x in (("fill quantity", fill.qty), ("fill price", fill.px), ("reference price", fill.ref_px)):
         if not (isinstance(x, Decimal) and x.is_finite() and x > 0): raise OrderError(name, x, "a finite Decimal > 0")
     if not (isinstance(fee, Decimal) and fee.is_finite()): raise OrderError("fee", fee, "a finite Decimal")
+    if kept and not (0 < kept < fill.qty and fill.side is Side.BUY): raise OrderError("units kept as a fee", kept, "above 0, below what was bought")
 
 # %% ../../nbs/order/03_position.ipynb #110e2f84
 class _Lots:
@@ -151,15 +153,16 @@ class _Values(_Lots):
 # %% ../../nbs/order/03_position.ipynb #f2fb0e87
 class PositionBook(_Values):
     "Positions, round trips, fees and cash of one account, from executions."
-    def apply(self, fill: Fill, fee: Decimal) -> tuple[RoundTrip, ...]:
-        "Book one execution and its fee; the round trips it completed, oldest entry first."
-        _checked(fill, fee)
+    def apply(self, fill: Fill, fee: Decimal, kept: Decimal = ZERO) -> tuple[RoundTrip, ...]:
+        "Book one execution and its fee; the round trips it completed, oldest entry first. What a venue keeps of a buy is its fee, in units."
+        _checked(fill, fee, kept)
         trips, left, rest_fee = self._close(fill, fee)
+        if kept and trips: raise OrderError("fee in units", kept, "a buy that opens", "no venue with such fees is sold short")
         with localcontext(_EXACT):
             if left:
                 slip = fill.side * (fill.px - fill.ref_px)
-                self._lots[fill.sym].append(Lot(fill.ts, fill.client_id, fill.symbol, fill.side, left, fill.px, rest_fee, slip))
-            self.cash -= fill.side * fill.qty * fill.px + fee
+                self._lots[fill.sym].append(Lot(fill.ts, fill.client_id, fill.symbol, fill.side, left - kept, fill.px, rest_fee, slip))
+            self.cash -= fill.side * fill.qty * fill.px + (ZERO if kept else fee)
             self.fees += fee
             self.realised += sum((t.gross for t in trips), ZERO)
         return tuple(trips)

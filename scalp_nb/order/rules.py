@@ -18,9 +18,10 @@ from functools import lru_cache
 from importlib.resources import files
 from zoneinfo import ZoneInfo
 
+from ..feed.calendar import ZONES
 from ..feed.errors import RuleError
 from ..feed.instrument import Instrument
-from .types import Intent, OrderType, Side, Tif
+from .types import Intent, OrderType, Purpose, Side, Tif
 
 # %% ../../nbs/order/05_rules.ipynb #2d9ea4df
 def _day(text: str) -> date | None:
@@ -98,16 +99,14 @@ class Cutoff:
     entry_by: time | None      # venue's local time; None = only relative
     flat_by: time | None
     entry_before_close_s: int  # seconds before the end of continuous trading
-    flat_before_close_s: int
+    flat_before_close_s: int | None  # None: the venue's close forces nobody flat
 
 # %% ../../nbs/order/05_rules.ipynb #945b79da
-_TZ = {"NSE": "Asia/Kolkata", "US": "America/New_York"}
-
 def _cutoff_ns(venue: str, day: date, close_ns: int, before_s: int, by: time | None) -> int:
     "The earlier of a local time on `day` and `before_s` seconds before `close_ns`."
     rel = close_ns - before_s * 1_000_000_000
     if by is None: return rel
-    local = datetime.combine(day, by, ZoneInfo(_TZ[venue]))
+    local = datetime.combine(day, by, ZoneInfo(ZONES[venue]))
     return min(rel, int(local.timestamp()) * 1_000_000_000)
 
 def _time(text: str) -> time | None:
@@ -117,7 +116,7 @@ def _time(text: str) -> time | None:
 @dataclass(frozen=True, slots=True)
 class Violation:
     "One reason why a venue would refuse an order."
-    code: str  # type | tif | price | trigger | tick | qty | lot | freeze | band
+    code: str  # type | tif | price | trigger | tick | qty | lot | min_qty | min_value | freeze | band
     text: str  # the value and what is allowed
 
 def _fmt(code: str, value: object, allowed: str) -> Violation:
@@ -132,9 +131,9 @@ def _underlying(symbol: str, names: frozenset[str]) -> bool:
 def product_of(
     ins: Instrument,  # what is traded
     indices: frozenset[str],  # underlying names of index futures
-) -> str:  # "us_stock" | "nse_cash" | "nse_index_futures" | "nse_stock_futures"
+) -> str:  # "us_stock" | "crypto_pair" | "nse_cash" | "nse_index_futures" | "nse_stock_futures"
     "Which set of rules an instrument follows."
-    if ins.venue == "US": return "us_stock"
+    if ins.venue in ("US", "CRYPTO"): return "us_stock" if ins.venue == "US" else "crypto_pair"
     if ins.segment == "CM": return "nse_cash"
     index = ins.tick_table == "nse_index_futures" or (ins.tick_table != "nse_stock_futures" and _underlying(ins.symbol, indices))
     return "nse_index_futures" if index else "nse_stock_futures"
@@ -172,6 +171,7 @@ class VenueRules:
     protection: Mapping[str, Decimal]       # product -> fraction of the touch a marketable limit may give away
     cutoffs: Mapping[tuple[str, bool], Cutoff]  # (product, is it a cash stock with derivatives)
     sources: tuple[str, ...]                # where each rule came from
+    min_value: Decimal = Decimal(0)         # smallest value of an entry, currency
 
     def tick(self, ins: Instrument, px: float | Decimal) -> Decimal: return tick_in(ladder_of(self, ins), _exact(px))
     def round_price(self, ins: Instrument, px: float | Decimal, direction: int = 0) -> Decimal: return round_price(self, ins, px, direction)
@@ -239,10 +239,11 @@ def round_qty(
     "Quantity in whole lots, never above what was asked."
     d = qty if isinstance(qty, Decimal) else Decimal(str(float(qty)))
     if not d.is_finite() or d < 0: raise RuleError(f"quantity of {ins.symbol}", qty, "a finite number >= 0")
-    return d // ins.lot * ins.lot
+    return d // ins.unit * ins.unit
 
 # %% ../../nbs/order/05_rules.ipynb #3955150a
-_PRODUCTS = {("NSE", "CM"): ("nse_cash",), ("NSE", "FO"): ("nse_index_futures", "nse_stock_futures"), ("US", "CM"): ("us_stock",)}
+_PRODUCTS = {("NSE", "CM"): ("nse_cash",), ("NSE", "FO"): ("nse_index_futures", "nse_stock_futures"), ("US", "CM"): ("us_stock",),
+             ("CRYPTO", "CM"): ("crypto_pair",)}
 
 def _none(broker: str, venue: str, segment: str, day: date) -> RuleError:
     return RuleError("no rule table for the date", f"{broker} {venue} {segment} {day}", "a day covered by scalp_nb/order/tables",
@@ -251,14 +252,14 @@ def _none(broker: str, venue: str, segment: str, day: date) -> RuleError:
 def _cutoffs(broker: str, products: tuple[str, ...], day: date) -> dict[tuple[str, bool], Cutoff]:
     "Cut-offs by product and by whether the stock has derivatives."
     return {(r["product"], r["derivatives"] == "1"): Cutoff(_time(r["entry_by"]), _time(r["flat_by"]), int(r["entry_before_close_s"]),
-                                                          int(r["flat_before_close_s"]))
+                                                          int(r["flat_before_close_s"]) if r["flat_before_close_s"] else None)
             for r in rows_on("cutoffs", day, broker=broker) if r["product"] in products}
 
 # %% ../../nbs/order/05_rules.ipynb #2a5461da
 @lru_cache(maxsize=256)
 def rules_for(
     broker: str,  # "angel_one" or "alpaca"
-    venue: str,  # "NSE" or "US"
+    venue: str,  # "NSE", "US" or "CRYPTO"
     day: date,  # trading day, local to the venue
     segment: str = "CM",  # "CM" cash, "FO" futures
 ) -> VenueRules:  # the day's rules
@@ -276,7 +277,8 @@ def rules_for(
     sources = tuple(dict.fromkeys(r["source"] for r in (*types, *(r for r in tick_rows if r["table"] in names))))
     return VenueRules(broker, venue, segment, day, frozenset(OrderType(t) for t in types[0]["types"].split()),
                       frozenset(Tif(t) for t in types[0]["tifs"].split()), ladders, indices,
-                      {p: Decimal(prot[p]["fraction"]) for p in products if p in prot}, cutoffs, sources)
+                      {p: Decimal(prot[p]["fraction"]) for p in products if p in prot}, cutoffs, sources,
+                      Decimal(types[0]["min_value"] or 0))
 
 # %% ../../nbs/order/05_rules.ipynb #36354b02
 def _px_violations(rules: VenueRules, ins: Instrument, name: str, px: Decimal | None, needed: bool,
@@ -291,10 +293,11 @@ def _px_violations(rules: VenueRules, ins: Instrument, name: str, px: Decimal | 
     return out
 
 # %% ../../nbs/order/05_rules.ipynb #0772d1b3
-def _qty_violations(ins: Instrument, qty: Decimal) -> list[Violation]:
-    "What is wrong with the quantity of an order."
+def _qty_violations(ins: Instrument, qty: Decimal, entry: bool = True) -> list[Violation]:
+    "What is wrong with the quantity of an order. An exit is never too small for us: what is left of a position is sent to the venue."
     if not isinstance(qty, Decimal) or not qty.is_finite() or qty <= 0: return [_fmt("qty", qty, "an exact number > 0")]
-    out = [_fmt("lot", qty, f"multiples of {ins.lot}")] if qty % ins.lot else []
+    out = [_fmt("lot", qty, f"multiples of {ins.unit}")] if qty % ins.unit else []
+    if entry and ins.min_qty and qty < ins.least: out.append(_fmt("min_qty", qty, f"at least {ins.least}"))
     if 0 < ins.freeze_qty < qty: out.append(_fmt("freeze", qty, f"at most {ins.freeze_qty} in one order"))
     return out
 
@@ -312,13 +315,16 @@ def check_intent(
     _same_market(rules, ins)
     out = [] if intent.type in rules.types else [_fmt("type", intent.type.value, " ".join(sorted(rules.types)))]
     if intent.tif not in rules.tifs: out.append(_fmt("tif", intent.tif.value, " ".join(sorted(rules.tifs))))
-    out += _qty_violations(ins, intent.qty)
+    entry = intent.purpose is Purpose.ENTRY
+    out += _qty_violations(ins, intent.qty, entry)
     out += _px_violations(rules, ins, "limit", intent.limit, intent.type in _HAS_LIMIT, band)
     out += _px_violations(rules, ins, "stop", intent.stop, intent.type in _HAS_STOP, band)
     if not out and intent.type is OrderType.STOP_LIMIT and intent.limit is not None and intent.stop is not None \
             and (intent.limit - intent.stop) * intent.side < 0:
         out.append(_fmt("trigger", f"limit {intent.limit} stop {intent.stop}", "limit at or beyond the trigger, in the order's direction"))
-    return tuple(out)
+    if out or not entry or not rules.min_value: return tuple(out)
+    value = intent.qty * (intent.limit or intent.stop or intent.ref_px)
+    return () if value >= rules.min_value else (_fmt("min_value", f"{value:f}", f"at least {rules.min_value}"),)
 
 # %% ../../nbs/order/05_rules.ipynb #ddb48fad
 def marketable_limit(
@@ -361,7 +367,8 @@ def flat_by_ns(
     rules: VenueRules,  # the day's rules
     ins: Instrument,  # what is traded
     close_ns: int,  # end of continuous trading that day, ns UTC
-) -> int:  # ns UTC
+) -> int:  # ns UTC; the largest int64 where nothing forces it
     "Moment by which the position must be closed."
     c = _cutoff(rules, ins)
+    if c.flat_before_close_s is None: return 2**63 - 1
     return _cutoff_ns(rules.venue, rules.day, close_ns, c.flat_before_close_s, c.flat_by)

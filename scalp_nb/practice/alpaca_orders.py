@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DONE', 'AlpacaTerms', 'Refused', 'bad_input', 'bad_order', 'forbidden', 'Ticket', 'Orders', 'new_id', 'stable_id',
            'stamp', 'num', 'order_json', 'asset_id', 'save', 'behind', 'say', 'start', 'follow', 'hear', 'check_tick',
-           'read_order', 'read_legs', 'reserved_qty', 'check_available', 'check_wash', 'check_money', 'submit', 'find',
-           'find_client', 'cancel', 'replace', 'open_orders', 'attach']
+           'pair_tick', 'check_pair', 'read_order', 'read_legs', 'reserved_qty', 'check_available', 'check_wash',
+           'check_money', 'submit', 'find', 'find_client', 'cancel', 'replace', 'open_orders', 'attach']
 
 # %% ../../nbs/practice/02_alpaca_orders.ipynb #ff74c0cc
 import hashlib
@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..broker.exchange import SCALE, Working
 from ..broker.paper import EventLog, buying_power, day_end
 from ..feed.depth import Rows
+from ..feed.instrument import Instrument, number
 from ..order.types import Intent, OrderType, Purpose, Side, Tif, Update, UpdateKind
 from .venue import Desk, PracticeError, at_time, best, halted, last_price, note, place, session_at, withdraw
 
@@ -45,6 +46,9 @@ class AlpacaTerms(BaseModel):
     auth_timeout_s: Annotated[float, Field(gt=0)] = 10.0     # real seconds
     zombie_s: Annotated[float, Field(ge=0)] = 90.0           # venue seconds a torn connection still counts
     slow_messages: Annotated[int, Field(ge=100)] = 100_000   # unsent messages until a client is called slow
+    plan: str = "standard"                                   # of crypto fees: a plan of order/tables/fees.csv
+    book_limit: Annotated[int, Field(ge=1)] = 10             # crypto books of one market-data connection
+    least_value: Annotated[Decimal, Field(ge=0)] = Decimal(10)   # of a crypto purchase, dollars
 
 # %% ../../nbs/practice/02_alpaca_orders.ipynb #917e3538
 class Refused(PracticeError):
@@ -75,7 +79,7 @@ class Ticket:
     sym: int
     side: int                    # +1 buy, -1 sell
     type: str                    # market | limit | stop | stop_limit | trailing_stop
-    tif: str                     # day | gtc
+    tif: str                     # day | gtc; of a crypto pair gtc | ioc
     cls: str                     # "simple" | "bracket" | "oco" | "oto"
     created: int                 # ns UTC
     qty: Decimal                 # of a notional order: what it buys
@@ -168,7 +172,8 @@ def order_json(
     intent = f"{'buy' if t.side > 0 else 'sell'}_to_{'close' if t.closing else 'open'}"
     return {"id": t.id, "client_order_id": t.client_id, "created_at": stamp(t.created), "updated_at": stamp(t.updated or t.created),
             "submitted_at": stamp(t.created), **at, "replaced_by": t.replaced_by or None, "replaces": t.replaces or None,
-            "asset_id": asset_id(t.symbol), "symbol": t.symbol, "asset_class": "us_equity", "notional": num(t.notional),
+            "asset_id": asset_id(t.symbol), "symbol": t.symbol, "asset_class": "crypto" if o.desk.crypto else "us_equity",
+            "notional": num(t.notional),
             "qty": None if t.notional is not None else num(t.qty), "filled_qty": num(t.filled), "filled_avg_price": avg,
             "order_class": "" if t.cls == "simple" else t.cls, "order_type": t.type, "type": t.type, "side": "buy" if t.side > 0 else "sell",
             "position_intent": intent, "time_in_force": t.tif, "limit_price": num(t.limit),
@@ -320,7 +325,7 @@ def hear(
         t.reason = u.reason
         _end(o, t, "rejected")
         _drop_legs(o, t)
-    elif u.kind is UpdateKind.CANCELED and u.reason in ("no_depth", "halted", "venue_restart"): _wait(o, t)
+    elif u.kind is UpdateKind.CANCELED and u.reason in ("no_depth", "halted", "venue_restart") and t.tif != "ioc": _wait(o, t)
     elif u.kind in (UpdateKind.CANCELED, UpdateKind.EXPIRED):
         _end(o, t, "canceled" if u.kind is UpdateKind.CANCELED else "expired")
         _drop_legs(o, t)
@@ -372,8 +377,12 @@ def _number(body: dict[str, Any], key: str) -> Decimal | None:
 def check_tick(
     name: str,  # "limit_price", "stop_price" ...
     px: Decimal | None,  # price, currency units
+    tick: Decimal | None = None,  # of a crypto pair
 ) -> Decimal | None:
-    "Refuse a sub-penny price: two decimals from a dollar on, four below."
+    "Refuse a price off the tick; a stock's is two decimals from a dollar on, four below."
+    if tick is not None:
+        if px is not None and px % tick: raise bad_order(f"invalid {name} {num(px)}: not a multiple of the price increment {num(tick)}")
+        return px
     if px is not None and px % (Decimal("0.01") if px >= 1 else Decimal("0.0001")):
         raise bad_order(f"invalid {name} {num(px)}. sub-penny increment does not fulfill minimum pricing criteria")
     return px
@@ -381,9 +390,13 @@ def check_tick(
 # %% ../../nbs/practice/02_alpaca_orders.ipynb #a7e20b04
 _NEEDS = {"market": (), "limit": ("limit_price",), "stop": ("stop_price",), "stop_limit": ("limit_price", "stop_price"), "trailing_stop": ()}
 
-def _prices(body: dict[str, Any], kind: str) -> dict[str, Decimal | None]:
+def _tick(o: Orders, sym: int) -> Decimal | None:
+    "The price increment of a pair, None of a stock."
+    return pair_tick(o.desk.universe[sym]) if o.desk.crypto else None
+
+def _prices(body: dict[str, Any], kind: str, tick: Decimal | None = None) -> dict[str, Decimal | None]:
     "The prices an order of this type has, and no others."
-    got = {k: check_tick(k, _number(body, k)) for k in ("limit_price", "stop_price")}
+    got = {k: check_tick(k, _number(body, k), tick) for k in ("limit_price", "stop_price")}
     got |= {k: _number(body, k) for k in ("trail_price", "trail_percent")}
     for k in _NEEDS[kind]:
         if got[k] is None: raise bad_input(f"{kind} orders require {k.replace('_', ' ')}")
@@ -403,6 +416,7 @@ def _choice(body: dict[str, Any], key: str, allowed: Iterable[str]) -> str:
 def _symbol(o: Orders, body: dict[str, Any]) -> tuple[str, int]:
     name = str(body.get("symbol") or "")
     if not name: raise bad_input("symbol is required")
+    if o.desk.crypto: name = next((s for s in o.desk.universe.symbols if name == s.replace("/", "")), name)   # BTCUSD is understood, too
     if name not in o.desk.universe.symbols: raise bad_order(f'asset "{name}" not found')
     if name in o.terms.untradable: raise bad_order(f'asset "{name}" is not tradable')
     return name, o.desk.universe.index(name)
@@ -422,11 +436,41 @@ def _amount(o: Orders, body: dict[str, Any], t: Ticket) -> None:
         if t.type != "market" or t.cls != "simple": raise bad_order("notional orders must be market orders")
         if notional < 1: raise forbidden("cost basis must be >= minimal amount of order 1")
         px = best(o.desk, t.sym, t.side) or last_price(o.desk, t.sym) or Decimal(1)
-        qty, t.notional = (notional / px).quantize(Decimal("1e-6"), "ROUND_DOWN"), notional
+        qty, t.notional = (notional / px).quantize(Decimal("1e-9" if o.desk.crypto else "1e-6"), "ROUND_DOWN"), notional
     assert qty is not None
-    if qty % 1: _fraction(o, t, qty)
+    if o.desk.crypto: check_pair(o, t, qty)
+    elif qty % 1: _fraction(o, t, qty)
     t.qty = qty
 
+# %% ../../nbs/practice/02_alpaca_orders.ipynb #9d245c2c
+_PAIR_TYPES, _PAIR_TIFS = ("market", "limit", "stop_limit"), ("gtc", "ioc")
+
+def pair_tick(
+    ins: Instrument,  # a crypto pair
+) -> Decimal:  # nine decimals where the recording does not say
+    "Price increment of a pair."
+    return number(ins.tick_table or "0.000000001")
+
+def check_pair(
+    o: Orders,  # all orders
+    t: Ticket,  # of a crypto pair
+    qty: Decimal,  # asked for
+) -> None:
+    "Refuse what crypto does not have. A sale may be as small as what is left; whether Alpaca thinks so is not known."
+    ins, px = o.desk.universe[t.sym], t.limit or t.stop or best(o.desk, t.sym, t.side) or last_price(o.desk, t.sym) or Decimal(0)
+    if t.type not in _PAIR_TYPES: raise bad_order("invalid order type for crypto order")
+    if t.tif not in _PAIR_TIFS or (t.tif == "ioc" and t.type == "stop_limit"): raise bad_order("invalid crypto time_in_force")
+    if t.cls != "simple": raise bad_order("crypto orders not allowed for advanced order_class: " + t.cls)
+    if t.extended: raise bad_order("extended hours order must be DAY or GTC limit orders")
+    if qty % ins.unit: raise bad_order(f"qty {num(qty)} is not a multiple of the minimal trade increment {num(ins.unit)}")
+    if t.side > 0 and qty < ins.least: raise forbidden(f"qty must be >= minimal qty of order {num(ins.least)}")
+    if t.side > 0 and qty * px < o.terms.least_value: raise forbidden(f"cost basis must be >= minimal amount of order {num(o.terms.least_value)}")
+    free = _held(o, t.sym) - reserved_qty(o, t.sym, -1)
+    if t.side < 0 and qty > free:
+        raise forbidden(f"insufficient balance for {t.symbol.partition('/')[0]} (requested: {num(qty)}, available: {num(max(free, Decimal(0)))})",
+                        symbol=t.symbol, available=num(max(free, Decimal(0))))
+
+# %% ../../nbs/practice/02_alpaca_orders.ipynb #5754a280
 def _fraction(o: Orders, t: Ticket, qty: Decimal) -> None:
     if t.symbol in o.terms.whole_shares_only: raise bad_order(f'asset "{t.symbol}" is not fractionable')
     if t.tif != "day": raise bad_order("fractional orders must be DAY orders")
@@ -445,9 +489,9 @@ def read_order(
     cls = _choice(body, "order_class", ("simple", "bracket", "oco", "oto")) if body.get("order_class") else "simple"
     kind = "limit" if cls == "oco" and not body.get("type") else _choice(body, "type", _NEEDS)
     tif = _choice(body, "time_in_force", ("day", "gtc", "opg", "cls", "ioc", "fok"))
-    if tif not in ("day", "gtc"): raise bad_order(f"time_in_force {tif} is not enabled for this account")
+    if tif not in ("day", "gtc") and not o.desk.crypto: raise bad_order(f"time_in_force {tif} is not enabled for this account")
     if cls == "oco" and body.get("limit_price") is None: body = {**body, "limit_price": (body.get("take_profit") or {}).get("limit_price")}
-    p = _prices(body, kind)
+    p = _prices(body, kind, _tick(o, sym))
     t = Ticket(new_id(o, "order"), _client_id(o, body), symbol, sym, side, kind, tif, cls, o.desk.at, Decimal(0), None, p["limit_price"],
                p["stop_price"], p["trail_price"], p["trail_percent"], extended=bool(body.get("extended_hours")),
                closing=_held(o, sym) * side < 0)
@@ -666,12 +710,12 @@ def _replacement(o: Orders, t: Ticket, body: dict[str, Any]) -> Ticket:
     qty = _number(body, "qty") or t.qty
     if qty <= t.filled: raise bad_order(f"qty must be > filled_qty {num(t.filled)}")
     if qty % 1 and qty != t.qty: raise bad_order("qty of a fractional order cannot be changed")
-    limit, stop = (check_tick(k, _number(body, k)) for k in ("limit_price", "stop_price"))
+    limit, stop = (check_tick(k, _number(body, k), _tick(o, t.sym)) for k in ("limit_price", "stop_price"))
     for given, now, name in ((limit, t.limit, "limit_price"), (stop, t.stop, "stop_price")):
         if given is not None and now is None: raise bad_input(f"{t.type} orders must not have {name}")
     trail = _number(body, "trail")
     if trail is not None and t.type != "trailing_stop": raise bad_input(f"{t.type} orders must not have trail")
-    tif = _choice(body, "time_in_force", ("day", "gtc")) if body.get("time_in_force") else t.tif
+    tif = _choice(body, "time_in_force", _PAIR_TIFS if o.desk.crypto else ("day", "gtc")) if body.get("time_in_force") else t.tif
     by_price = t.trail_price is not None
     new = Ticket(new_id(o, "order"), _client_id(o, body), t.symbol, t.sym, t.side, t.type, tif, t.cls, o.desk.at, qty, None, limit or t.limit,
                  stop or t.stop, (trail or t.trail_price) if by_price else None, None if by_price else trail or t.trail_percent,

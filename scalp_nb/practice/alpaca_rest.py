@@ -6,7 +6,8 @@
 __all__ = ['Handler', 'ROUTES', 'Api', 'post_order', 'get_order', 'get_by_client', 'patch_order', 'delete_order', 'delete_orders',
            'get_orders', 'get_positions', 'get_position', 'delete_position', 'delete_positions', 'get_account',
            'get_configurations', 'get_clock', 'get_calendar', 'get_assets', 'get_asset', 'get_activities',
-           'get_history', 'get_latest', 'dispatch', 'unauthorised', 'rate_limit', 'paper_config', 'make_api']
+           'get_history', 'get_pair_latest', 'get_latest', 'dispatch', 'unauthorised', 'rate_limit', 'paper_config',
+           'pair_fees', 'make_api']
 
 # %% ../../nbs/practice/05_alpaca_rest.ipynb #d5dba30d
 import datetime as dt
@@ -17,12 +18,15 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from ..broker.paper import PaperConfig, open_log
+from ..broker.paper import PaperConfig, crypto_like, open_log
+from ..feed.calendar import trading_day
+from ..order.fees import FeeLedger, FeeSchedule, fees_for, withheld
+from ..order.types import Fill
 from .alpaca_json import account_json, asset_json, bar_of, calendar_json, clock_json, fill_json, known_bars, known_quotes, known_trades
 from .alpaca_json import position_json, positions_at, quote_of, trade_of
 from .alpaca_orders import AlpacaTerms, Orders, Refused, Ticket, asset_id, bad_input, behind, cancel, find, find_client
 from .alpaca_orders import open_orders, order_json, replace, stamp, submit
-from .alpaca_streams import Hub, attach_market, bar_now
+from .alpaca_streams import Hub, attach_market, bar_now, book_message, levels_of
 from .faults import Fault, Schedule
 from .venue import Desk, Tape, open_desk, seek, start_clock
 from .wire import Ask, Reply, lasting, same
@@ -115,7 +119,7 @@ def _held_symbol(api: Api, name: str) -> tuple[int, Any]:
     "A held symbol by ticker or asset id."
     positions = _shown_positions(api)
     for sym, p in positions.items():
-        if name in (api.desk.universe[sym].symbol, asset_id(api.desk.universe[sym].symbol)): return sym, p
+        if name in (api.desk.universe[sym].symbol.replace("/", ""), asset_id(api.desk.universe[sym].symbol)): return sym, p
     raise Refused(404, 40410000, "position does not exist")
 
 def _shown_positions(api: Api) -> dict[int, Any]:
@@ -133,12 +137,14 @@ def delete_position(api: Api, ask: Ask) -> Reply:
     qty, share = ask.query.get("qty"), ask.query.get("percentage")
     if qty and share: raise bad_input("only one of qty or percentage is accepted")
     amount = Decimal(qty) if qty else abs(p.qty) * Decimal(share) / 100 if share else abs(p.qty)
-    amount = amount.quantize(Decimal("1e-6"), "ROUND_DOWN").normalize()   # as fine as the exchange behind it; what is left stays held
+    finest = Decimal("1e-9" if api.desk.crypto else "1e-6")   # as fine as the exchange behind it; what is left stays held
+    amount = amount.quantize(finest, "ROUND_DOWN").normalize()
     return Reply(200, submit(api.orders, _closing(api, sym, p.qty, amount)))
 
 def _closing(api: Api, sym: int, held: Decimal, amount: Decimal) -> dict[str, Any]:
     side = "sell" if held > 0 else "buy"
-    return {"symbol": api.desk.universe[sym].symbol, "qty": str(amount), "side": side, "type": "market", "time_in_force": "day"}
+    return {"symbol": api.desk.universe[sym].symbol, "qty": f"{amount:f}", "side": side, "type": "market",
+            "time_in_force": "gtc" if api.desk.crypto else "day"}
 
 def delete_positions(api: Api, ask: Ask) -> Reply:
     "Close everything, cancelling first when asked to."
@@ -147,7 +153,7 @@ def delete_positions(api: Api, ask: Ask) -> Reply:
     for s, p in positions_at(api.orders, api.desk.at).items():
         try: one = {"status": 200, "body": submit(api.orders, _closing(api, s, p.qty, abs(p.qty)))}
         except Refused as e: one = {"status": e.status, "body": e.body}
-        out.append({"symbol": api.desk.universe[s].symbol, **one})
+        out.append({"symbol": api.desk.universe[s].symbol.replace("/", ""), **one})
     return Reply(207, out)
 
 # %% ../../nbs/practice/05_alpaca_rest.ipynb #5ba6e757
@@ -170,12 +176,13 @@ def get_calendar(api: Api, ask: Ask) -> Reply:
     return Reply(200, calendar_json(first, last))
 
 def get_assets(api: Api, ask: Ask) -> Reply:
-    active = ask.query.get("status", "active") == "active" and ask.query.get("asset_class", "us_equity") == "us_equity"
+    kind = "crypto" if api.desk.crypto else "us_equity"
+    active = ask.query.get("status", "active") == "active" and ask.query.get("asset_class", kind) == kind
     return Reply(200, [asset_json(api.orders, s) for s in api.desk.universe.symbols] if active else [])
 
 def get_asset(api: Api, ask: Ask) -> Reply:
     for s in api.desk.universe.symbols:
-        if ask.part[0] in (s, asset_id(s)): return Reply(200, asset_json(api.orders, s))
+        if ask.part[0] in (s, s.replace("/", ""), asset_id(s)): return Reply(200, asset_json(api.orders, s))
     raise Refused(404, 40410000, f"asset not found for {ask.part[0]}")
 
 # %% ../../nbs/practice/05_alpaca_rest.ipynb #655c58b3
@@ -211,15 +218,16 @@ def _check_feed(api: Api, ask: Ask, end: int) -> None:
 # %% ../../nbs/practice/05_alpaca_rest.ipynb #91324d05
 def _series(api: Api, ask: Ask, kind: str, sym: int) -> list[tuple[int, dict[str, Any]]]:
     "Everything of one kind and symbol, with times."
+    crypto = api.desk.crypto
     if kind == "bars":
         frame = ask.query.get("timeframe", "1Min")
         bars = known_bars(api.desk, frame)
         bars = bars[bars["sym"] == sym]
-        if frame != "1Min": return [(int(b["ts"]), bar_of(b)) for b in bars]   # longer ones as recorded, whatever became of a trade
+        if frame != "1Min": return [(int(b["ts"]), bar_of(b, crypto)) for b in bars]   # longer ones as recorded, whatever became of a trade
         return [(int(b["ts"]), now) for b in bars if (now := bar_now(api.hub, b)) is not None]
-    if kind == "quotes": return [(int(r["ts"]), quote_of(r)) for r in known_quotes(api.desk, sym)]
+    if kind == "quotes": return [(int(r["ts"]), quote_of(r, crypto)) for r in known_quotes(api.desk, sym)]
     rows, qty = known_trades(api.desk, sym)
-    return [(int(r["ts"]), trade_of(r, float(q), k)) for k, (r, q) in enumerate(zip(rows, qty, strict=True), 1)]
+    return [(int(r["ts"]), trade_of(r, float(q), k, crypto)) for k, (r, q) in enumerate(zip(rows, qty, strict=True), 1)]
 
 def get_history(api: Api, ask: Ask) -> Reply:
     "GET /v2/stocks/{bars|quotes|trades}: by symbol and time, in pages."
@@ -237,15 +245,23 @@ def get_history(api: Api, ask: Ask) -> Reply:
 
 # %% ../../nbs/practice/05_alpaca_rest.ipynb #e24d9b5e
 def _latest(api: Api, kind: str, sym: int) -> dict[str, Any] | None:
+    crypto = api.desk.crypto
     if kind == "bars":
         bars = known_bars(api.desk)
         bars = bars[bars["sym"] == sym]
-        return {"t": stamp(int(bars[-1]["ts"])), **(bar_now(api.hub, bars[-1]) or bar_of(bars[-1]))} if len(bars) else None
-    if kind == "quotes":
-        row = api.desk.venue.books[sym]
-        return {"t": stamp(int(row["ts"])), **quote_of(row)} if int(row["ts"]) else None
+        return {"t": stamp(int(bars[-1]["ts"])), **(bar_now(api.hub, bars[-1]) or bar_of(bars[-1], crypto))} if len(bars) else None
+    row = api.desk.venue.books[sym]
+    if kind == "quotes": return {"t": stamp(int(row["ts"])), **quote_of(row, crypto)} if int(row["ts"]) else None
+    if kind == "orderbooks":
+        m = book_message(levels_of(row, "bid"), levels_of(row, "ask"), 0, True)
+        return {"t": stamp(int(row["ts"])), "b": m["b"], "a": m["a"]} if int(row["ts"]) else None
     rows, qty = known_trades(api.desk, sym)
-    return {"t": stamp(int(rows[-1]["ts"])), **trade_of(rows[-1], float(qty[-1]), len(rows))} if len(rows) else None
+    return {"t": stamp(int(rows[-1]["ts"])), **trade_of(rows[-1], float(qty[-1]), len(rows), crypto)} if len(rows) else None
+
+def get_pair_latest(api: Api, ask: Ask) -> Reply:
+    "GET /v1beta3/crypto/us/latest/{bars|quotes|trades|orderbooks}."
+    kind = ask.path.rsplit("/", 1)[1]
+    return Reply(200, {kind: {s: x for s in _symbols(api, ask) if (x := _latest(api, kind, api.desk.universe.index(s))) is not None}})
 
 def get_latest(api: Api, ask: Ask) -> Reply:
     "GET /v2/stocks/{bars|quotes|trades}/latest."
@@ -264,13 +280,15 @@ ROUTES = tuple(_route(*r) for r in (
     ("GET", "/v2/account", get_account), ("GET", "/v2/account/configurations", get_configurations),
     ("GET", "/v2/account/activities", get_activities), ("GET", "/v2/account/activities/([A-Z]+)", get_activities),
     ("GET", "/v2/clock", get_clock), ("GET", "/v2/calendar", get_calendar),
-    ("GET", "/v2/assets", get_assets), ("GET", "/v2/assets/([^/]+)", get_asset),
+    ("GET", "/v2/assets", get_assets), ("GET", "/v2/assets/([^/]+(?:/[^/]+)?)", get_asset),
     ("POST", "/v2/orders", post_order), ("GET", "/v2/orders", get_orders), ("DELETE", "/v2/orders", delete_orders),
     ("GET", "/v2/orders:by_client_order_id", get_by_client),
     ("GET", "/v2/orders/([^/:]+)", get_order), ("PATCH", "/v2/orders/([^/]+)", patch_order), ("DELETE", "/v2/orders/([^/]+)", delete_order),
     ("GET", "/v2/positions", get_positions), ("DELETE", "/v2/positions", delete_positions),
     ("GET", "/v2/positions/([^/]+)", get_position), ("DELETE", "/v2/positions/([^/]+)", delete_position),
     ("GET", "/v2/stocks/(?:bars|quotes|trades)", get_history), ("GET", "/v2/stocks/([^/]+)/(?:bars|quotes|trades)", get_history),
+    ("GET", "/v1beta3/crypto/us/(?:bars|quotes|trades)", get_history),
+    ("GET", "/v1beta3/crypto/us/latest/(?:bars|quotes|trades|orderbooks)", get_pair_latest),
     ("GET", "/v2/stocks/(?:bars|quotes|trades)/latest", get_latest), ("GET", "/v2/stocks/([^/]+)/(?:bars|quotes|trades)/latest", get_latest)))
 
 def dispatch(
@@ -286,6 +304,8 @@ def dispatch(
     return Reply(404, {"code": 40410000, "message": "endpoint not found."})
 
 # %% ../../nbs/practice/05_alpaca_rest.ipynb #c56f33da
+_DATA = ("/v2/stocks", "/v1beta3/crypto")
+
 def unauthorised(
     api: Api,  # whose keys
     path: str,  # of the request
@@ -295,7 +315,7 @@ def unauthorised(
     terms = api.orders.terms
     good = same(headers.get("apca-api-key-id", ""), terms.key) and same(headers.get("apca-api-secret-key", ""), terms.secret)
     if good and not lasting(api, "keys_expire"): return None
-    if path.startswith("/v2/stocks"): return Reply(403, {"message": "forbidden."})
+    if path.startswith(_DATA): return Reply(403, {"message": "forbidden."})
     return Reply(401, {"code": 40110000, "message": "request is not authorized"})
 
 def rate_limit(
@@ -303,7 +323,7 @@ def rate_limit(
     path: str,  # of the request
 ) -> tuple[dict[str, str], Reply | None]:  # headers of every reply; the refusal when there were too many
     "Count a request."
-    host, minute, limit = "data" if path.startswith("/v2/stocks") else "trading", api.desk.at // (60 * 10**9), api.orders.terms.rate_limit
+    host, minute, limit = "data" if path.startswith(_DATA) else "trading", api.desk.at // (60 * 10**9), api.orders.terms.rate_limit
     began, n = api.windows.get(host, (minute, 0))
     n = n + 1 if began == minute else 1
     api.windows[host] = (minute, n)
@@ -313,10 +333,20 @@ def rate_limit(
 # %% ../../nbs/practice/05_alpaca_rest.ipynb #0828b126
 def paper_config(
     terms: AlpacaTerms,  # the account
+    crypto: bool = False,  # of crypto pairs
 ) -> PaperConfig:
     "The simulated exchange behind the account."
+    if crypto: return crypto_like(name="practice-alpaca", seed=terms.seed, cash=terms.cash, order_latency_ns=0, response_latency_ns=0,
+                                  partial_prob=terms.partial_prob)
     return PaperConfig(name="practice-alpaca", seed=terms.seed, cash=terms.cash, leverage=Decimal(terms.leverage), order_latency_ns=0,
                        response_latency_ns=0, partial_prob=terms.partial_prob, fractional=True, id_width=52)
+
+def pair_fees(
+    plan: str,  # of order/tables/fees.csv
+) -> tuple[Callable[[Fill], Decimal], Callable[[Fill], Decimal]]:  # money that a sale costs, units that a purchase costs
+    "What crypto executions cost, by their day."
+    def of(f: Fill) -> FeeSchedule: return fees_for("alpaca", "CRYPTO", trading_day("CRYPTO", f.ts), plan=plan)
+    return lambda f: FeeLedger(of(f)).charge(f), lambda f: withheld(of(f), f.side, f.qty)
 
 def make_api(
     tape: Tape,  # the market
@@ -334,7 +364,9 @@ def make_api(
         log, records = open_log(state / "orders.log")
     first = int(tape.rows["ts"][0])
     began = max((r["updated"] for r in records), default=first) if start is None else start
-    desk = open_desk(tape, paper_config(terms), start_clock(began, speed), account_log)
+    crypto = tape.universe[0].venue == "CRYPTO"
+    fees = pair_fees(terms.plan) if crypto else ()
+    desk = open_desk(tape, paper_config(terms, crypto), start_clock(began, speed), account_log, *fees)
     if began > first: seek(desk, began)
     hub = Hub(open_orders(desk, terms, log, records))
     attach_market(hub)

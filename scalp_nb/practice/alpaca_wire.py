@@ -12,7 +12,7 @@ from typing import Any
 from ..broker.paper import open_log
 from .alpaca_orders import cancel, open_orders
 from .alpaca_rest import Api, dispatch, rate_limit
-from .alpaca_streams import Line, attach_market, send_update, show_status
+from .alpaca_streams import CRYPTO_PATH, Line, attach_market, send_update, show_status
 from .faults import Fault
 from .venue import at_time, halt, note, reopen
 from .wire import Ask, Dialect, Reply, hang_script, mark_span, strikes, update_gate
@@ -64,7 +64,7 @@ def frame_gate(
     return gate
 
 # %% ../../nbs/practice/06_alpaca_wire.ipynb #6470baad
-_PATHS = {"updates": ("/stream",), "data": ("/v2/iex", "/v2/sip", "/v2/delayed_sip")}
+_PATHS = {"updates": ("/stream",), "data": ("/v2/iex", "/v2/sip", "/v2/delayed_sip", CRYPTO_PATH)}
 _PATHS["server"] = _PATHS["updates"] + _PATHS["data"]
 
 def begin(

@@ -60,7 +60,7 @@ def clock(
 
 def zone_of(run: RunData) -> str:
     "Zone of the run's venue."
-    return ZONES["US"] if run.config.get("venue", {}).get("terms") == "alpaca" else ZONES["NSE"]
+    return run.zone
 
 def styled(
     fig: go.Figure,

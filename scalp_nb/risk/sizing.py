@@ -21,7 +21,8 @@ class SizingConfig(BaseModel):
     "How the size of an entry is chosen."
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", validate_default=True)
     mode: Literal["fixed", "percent", "volatility"] = "fixed"
-    fixed_qty: Annotated[int, Field(ge=1, le=1_000_000)] = 1      # units; one share is the testing mode
+    fixed_qty: Annotated[int, Field(ge=1, le=1_000_000)] | Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] = 1
+    # units; one share is the testing mode, and only crypto has parts of one
     balance_pct: Fraction = 0.05                                  # position value to equity, modes percent and volatility
     target_volatility: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.002  # at this volatility the full balance_pct is used
 
@@ -56,7 +57,7 @@ def _bounds(equity: Decimal, power: Decimal, price: Decimal, stop: Decimal, limi
 # %% ../../nbs/risk/03_sizing.ipynb #0a417d2a
 def _wanted(cfg: SizingConfig, equity: Decimal, price: Decimal, volatility: float) -> Decimal | None:
     "Units the mode asks for; None when its input is unknown."
-    if cfg.mode == "fixed": return Decimal(cfg.fixed_qty)
+    if cfg.mode == "fixed": return dec(cfg.fixed_qty)
     qty = equity * Decimal(str(cfg.balance_pct)) / price
     if cfg.mode == "percent": return qty
     if not (isfinite(volatility) and volatility > 0): return None
@@ -70,14 +71,14 @@ def explain_size(
     equity: _Num,  # account currency
     buying_power: _Num,  # account currency
     price: _Num,  # worst price of the entry, currency
-    lot: int,  # units of one lot
+    lot: int | Decimal,  # units of one lot, or the step of a fractional quantity
     stop_pct: float,  # distance to the stop, fraction of the price
     volatility: float,  # standard deviation of the return over the holding time, fraction; used by mode "volatility"
     limits: RiskLimits,  # what is allowed
 ) -> Size:  # whole lots, with the reason
     "Size of an entry and what decided it."
     e, b, p, s = (_num(x) for x in (equity, buying_power, price, stop_pct))
-    if not e or not p or not s or b is None or lot < 1: return Size(_ZERO, "equity, buying power, price, stop or lot is unknown", _ZERO, _ZERO)
+    if not e or not p or not s or b is None or lot <= 0: return Size(_ZERO, "equity, buying power, price, stop or lot is unknown", _ZERO, _ZERO)
     wanted = _wanted(cfg, e, p, volatility)
     if wanted is None: return Size(_ZERO, "volatility is unknown", _ZERO, _ZERO)
     bounds = _bounds(e, b, p, s, limits)
@@ -92,7 +93,7 @@ def size(
     equity: _Num,  # account currency
     buying_power: _Num,  # account currency
     price: _Num,  # worst price of the entry, currency
-    lot: int,  # units of one lot
+    lot: int | Decimal,  # units of one lot, or the step of a fractional quantity
     stop_pct: float,  # distance to the stop, fraction of the price
     volatility: float,  # standard deviation of the return over the holding time, fraction
     limits: RiskLimits,  # what is allowed

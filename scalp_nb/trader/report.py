@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from ..feed.calendar import ZONES
 from ..feed.errors import DataError, ScalpError
 from ..order.fees import break_even_win_rate
 from .config import read_yaml
@@ -75,6 +76,12 @@ class RunData:
 
     @property
     def config(self) -> dict[str, Any]: return dict(self.begin.get("config", {}))
+
+    @property
+    def zone(self) -> str:
+        "Zone of the market: IANA name."
+        if any("/" in s for s in self.begin.get("symbols", ())): return ZONES["CRYPTO"]
+        return ZONES["US" if self.config.get("venue", {}).get("terms") == "alpaca" else "NSE"]
 
 # %% ../../nbs/trader/15_report.ipynb #154766f5
 COLUMNS = {

@@ -6,8 +6,8 @@
 __all__ = ['TERMS', 'LIVE', 'HOUR', 'MINUTE', 'HISTORY_DAYS', 'CAPS', 'FarSection', 'AlpacaSection', 'AngelSection',
            'VenueSection', 'RunConfig', 'PressureRunConfig', 'BarRunConfig', 'imitated', 'paper_config', 'refuse_live',
            'Market', 'chosen', 'load_market', 'only_day', 'load_bar_market', 'start_day', 'local_ns', 'entry_windows',
-           'fitted', 'on_venue_bars', 'strategy_id', 'past_bars', 'days_before', 'caps_for', 'setup_for', 'beginning',
-           'paper_run']
+           'fitted', 'on_venue_bars', 'strategy_id', 'past_bars', 'days_before', 'caps_for', 'fits_crypto', 'setup_for',
+           'beginning', 'paper_run']
 
 # %% ../../nbs/trader/12_setup.ipynb #02b9a46b
 import hashlib
@@ -25,7 +25,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ..broker.base import BrokerCaps
-from ..broker.paper import PaperBroker, PaperConfig, alpaca_like, angel_like, caps_of
+from ..broker.paper import PaperBroker, PaperConfig, alpaca_like, angel_like, caps_of, crypto_like
 from ..feed.barmarket import BarMarketConfig, depth_of_bars, holds_bars
 from ..feed.bars import BAR, Bars, grid, resample
 from ..feed.calendar import ZONES, MarketClosed, Session, session_for, trading_day
@@ -33,9 +33,9 @@ from ..feed.depth import Rows, empty_depth
 from ..feed.errors import ConfigError, DataError
 from ..feed.health import HealthConfig
 from ..feed.importers import load, seen_capabilities
-from ..feed.instrument import Capabilities, Universe
+from ..feed.instrument import Capabilities, Universe, one_market
 from ..order.exits import ExitConfig
-from ..order.fees import FeeLedger, fees_for
+from ..order.fees import FeeLedger, fees_for, withheld
 from ..order.rules import rules_for
 from ..order.types import OrderType, Tif
 from ..risk.limits import RiskLimits
@@ -192,16 +192,18 @@ class BarRunConfig(RunConfig):
 def imitated(
     venue: VenueSection,  # whose terms
     changes: Mapping[str, Any],  # PaperConfig values that differ
+    crypto: bool = False,  # its terms for crypto pairs
 ) -> PaperConfig:
     "The terms of the imitated venue, with changes."
-    like = angel_like if venue.terms == "angel_one" else alpaca_like
+    like = angel_like if venue.terms == "angel_one" else crypto_like if crypto else alpaca_like
     return like(**changes)
 
 def paper_config(
     cfg: RunConfig,  # a run's configuration
+    crypto: bool = False,  # of crypto pairs
 ) -> PaperConfig:  # terms of the imitated venue with the run's changes and seed
     "The paper venue of a run."
-    return imitated(cfg.venue, {"seed": cfg.run.seed, **cfg.paper})
+    return imitated(cfg.venue, {"seed": cfg.run.seed, **cfg.paper}, crypto)
 
 # %% ../../nbs/trader/12_setup.ipynb #b15f62f6
 def refuse_live(
@@ -319,7 +321,7 @@ def start_day(
 MINUTE = 60 * 1_000_000_000
 
 def local_ns(
-    venue: str,  # "NSE" or "US"
+    venue: str,  # a key of ZONES
     day: date,  # local trading day
     at: time,  # local time of day
 ) -> int:  # ns UTC
@@ -387,7 +389,7 @@ def past_bars(
 HISTORY_DAYS = 7   # days back that history may be from
 
 def days_before(
-    venue: str,  # "NSE" or "US"
+    venue: str,  # a key of ZONES
     day: date,  # trading day
 ) -> tuple[Session, ...]:  # oldest first
     "The sessions of the days before a trading day."
@@ -397,15 +399,29 @@ def days_before(
     return tuple(found)
 
 CAPS = {"alpaca": BrokerCaps("alpaca", frozenset(OrderType), frozenset({Tif.DAY, Tif.GTC}), False, True, 48, True),
+        "crypto": BrokerCaps("alpaca", frozenset(OrderType) - {OrderType.STOP}, frozenset({Tif.GTC, Tif.IOC}), False, False, 48, True),
         "angel": BrokerCaps("angel_one", frozenset({OrderType.LIMIT, OrderType.STOP_LIMIT}), frozenset({Tif.DAY}), False, True, 19)}
 
-def caps_for(cfg: RunConfig) -> BrokerCaps:
+def caps_for(cfg: RunConfig, crypto: bool = False) -> BrokerCaps:
     "What the configured venue accepts; refuses entries of a type it does not."
-    caps = CAPS[cfg.venue.house] if cfg.venue.far else caps_of(paper_config(cfg))
+    caps = CAPS["crypto" if crypto else cfg.venue.house] if cfg.venue.far else caps_of(paper_config(cfg, crypto))
     if cfg.exits.entry_order == "market" and OrderType.MARKET not in caps.order_types:
         takes = ", ".join(sorted(caps.order_types))
         raise ConfigError(f"exits.entry_order at {caps.name}", "market", f"limit: it takes {takes}", "use entry_order: limit")
     return caps
+
+# %% ../../nbs/trader/12_setup.ipynb #1f94bb51
+def fits_crypto(cfg: RunConfig) -> None:
+    "Refuse what crypto at Alpaca has no use for."
+    if cfg.venue.terms != "alpaca":
+        raise ConfigError("crypto pairs with venue.terms", cfg.venue.terms, "alpaca", "set venue.terms: alpaca")
+    if cfg.exits.entry_chases:
+        raise ConfigError("exits.entry_chases", cfg.exits.entry_chases, "0 with crypto: an entry is immediate-or-cancel",
+                          "set it to 0; a signal that stands comes again")
+    if cfg.exits.mode == "oco":
+        raise ConfigError("exits.mode", "oco", "venue_stop or local with crypto: Alpaca links no crypto orders", "use venue_stop")
+    if (cfg.venue.plan or "").endswith("_maker"):
+        raise ConfigError("venue.plan", cfg.venue.plan, "standard or tier2 to tier8: entries take liquidity, and the fee decides how much is held")
 
 # %% ../../nbs/trader/12_setup.ipynb #df1b1da3
 def setup_for(
@@ -413,7 +429,10 @@ def setup_for(
     market: Market,  # its data
 ) -> tuple[Setup, str]:  # the trader's setup, and a note on a fallback in use ("" = none)
     "Look up calendars, rules and fees for the day and fix what does not change while the session runs."
-    day, uni = cfg.session.rules_date or market.day, market.universe
+    day, uni = cfg.session.rules_date or market.day, one_market(market.universe)
+    crypto = uni[0].venue == "CRYPTO"
+    if crypto: fits_crypto(cfg)
+    elif cfg.sizing.fixed_qty % 1: raise ConfigError("sizing.fixed_qty", cfg.sizing.fixed_qty, "a whole number: stocks are traded in whole shares")
     params, note = fitted(cfg, market)
     sessions = tuple(session_for(i.venue, market.day, i.segment, i.derivatives) for i in uni.instruments)
     rules = tuple(rules_for(cfg.venue.terms, i.venue, day, i.segment) for i in uni.instruments)
@@ -422,7 +441,7 @@ def setup_for(
     span = min(s.open_ts for s in sessions) - 6 * 60 * MINUTE, widest.close_ts + 8 * 60 * MINUTE
     history, days = past_bars(params, market) if not cfg.venue.far else (np.zeros(0, BAR), days_before(uni[0].venue, market.day))
     return Setup(account=cfg.run.account, strategy=strategy_id(params), params=params, limits=cfg.risk, sizing=cfg.sizing, exits=cfg.exits,
-                 health=cfg.health, universe=uni, sessions=sessions, rules=rules, fees=fees, caps=caps_for(cfg),
+                 health=cfg.health, universe=uni, sessions=sessions, rules=rules, fees=fees, caps=caps_for(cfg, crypto),
                  windows=entry_windows(params.windows, widest, cfg.risk), day=span, restricted=frozenset(cfg.restricted),
                  volatility=cfg.volatility,
                  history=history, bar_days=(*days, widest)), note
@@ -453,6 +472,8 @@ def paper_run(
     book = empty_depth(len(market.universe))
     book["sym"] = np.arange(len(book))
     ledgers = {id(f): FeeLedger(f) for f in setup.fees}
-    broker = PaperBroker(market.universe, paper_config(cfg), book, lambda f: ledgers[id(setup.fees[f.sym])].charge(f), log,
-                         session_ends=sorted({s.close_ts for s in setup.sessions}))
+    terms = paper_config(cfg, market.universe[0].venue == "CRYPTO")
+    broker = PaperBroker(market.universe, terms, book, lambda f: ledgers[id(setup.fees[f.sym])].charge(f), log,
+                         session_ends=sorted({s.close_ts for s in setup.sessions}),
+                         keep=lambda f: withheld(setup.fees[f.sym], f.side, f.qty))
     return Runner(Trader(setup, broker.watch, book), broker, ledger)

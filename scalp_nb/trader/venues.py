@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['HOME', 'NAMED', 'Look', 'LOOKS_S', 'ANGEL_SECRETS', 'Addresses', 'credential', 'at_home', 'paths', 'addresses',
            'Reading', 'timed', 'clock_skew', 'real_clock', 'practice_says', 'speed_of', 'practice_clock',
-           'named_universe', 'FarBroker', 'Opened', 'shut', 'day_to_trade', 'open_venue', 'short_of', 'joined',
-           'warm_history', 'whole', 'last_of', 'rehearse', 'paced', 'assets_of', 'fit_universe', 'refuse_untradable',
-           'account_config', 'feed_config', 'read_clock', 'open_alpaca', 'angel_values', 'angel_account', 'angel_feed',
-           'day_master', 'master_says', 'charges_say', 'nse_time', 'open_angel']
+           'named_universe', 'with_source', 'FarBroker', 'Opened', 'shut', 'day_to_trade', 'open_venue', 'short_of',
+           'joined', 'warm_history', 'whole', 'last_of', 'rehearse', 'paced', 'assets_of', 'fit_universe',
+           'refuse_untradable', 'account_config', 'feed_config', 'read_clock', 'open_alpaca', 'angel_values',
+           'angel_account', 'angel_feed', 'day_master', 'master_says', 'charges_say', 'nse_time', 'open_angel']
 
 # %% ../../nbs/trader/12_venues.ipynb #5a3df867
 import os
@@ -30,7 +30,7 @@ from ..feed.bars import MINUTE, Bars, grid, resample
 from ..feed.calendar import ZONES, MarketClosed, next_session, session_for, trading_day
 from ..feed.depth import empty_depth
 from ..feed.errors import ConfigError
-from ..feed.instrument import Instrument, Universe
+from ..feed.instrument import Instrument, Universe, one_market
 from ..feed.live import Feed, LinkNews
 from ..feed.master import Master, MasterConfig, download_master, fetch_master, instruments, named, parse_master
 from ..feed.packet import FeedError
@@ -90,7 +90,9 @@ def paths(
 ) -> tuple[str, ...]:  # of the rest, in the order of `Addresses`
     "Where the other services of a practice venue are, when only one address is given."
     ws = url.replace("http", "ws", 1)
-    if venue.house == "alpaca": return url, f"{ws}/stream", f"{ws}/v2/{venue.alpaca.feed.get('source', 'iex')}"
+    if venue.house == "alpaca":
+        from scalp_nb.feed.alpaca import STREAMS
+        return url, f"{ws}/stream", f"{ws}/{STREAMS[venue.alpaca.feed.get('source', 'iex')]}"
     return f"{url}/OpenAPI_File/files/OpenAPIScripMaster.json", f"{ws}/smart-order-update", f"{ws}/smart-stream"
 
 def addresses(
@@ -193,11 +195,26 @@ def named_universe(
 ) -> Universe:
     "The symbols to trade."
     if cfg.data.universe:
-        known = load_universe(cfg.data.universe)
+        known = one_market(load_universe(cfg.data.universe))
         return known if not cfg.data.symbols else Universe(known.name, tuple(known[known.index(s)] for s in cfg.data.symbols))
     if not cfg.data.symbols: raise ConfigError("data.symbols", (), "at least one symbol, or data.universe", "name what to trade")
     if cfg.venue.house == "angel": return named(cfg.data.symbols)   # a future is told by its name
-    return Universe("named", tuple(Instrument(s, "US", currency="USD") for s in cfg.data.symbols))
+    return one_market(Universe("named", tuple(Instrument(s, "CRYPTO" if "/" in s else "US", currency="USD") for s in cfg.data.symbols)))
+
+# %% ../../nbs/trader/12_venues.ipynb #27b23c60
+def with_source(
+    cfg: RunConfig,  # of a run at Alpaca
+    universe: Universe,  # stocks, or crypto pairs
+) -> RunConfig:  # the same, its feed's source the one that has them
+    "Crypto comes by the source crypto, and nothing else does."
+    crypto, source = universe[0].venue == "CRYPTO", cfg.venue.alpaca.feed.get("source")
+    if source is not None and (source == "crypto") != crypto:
+        what, allowed = ("crypto pairs", "crypto") if crypto else ("stocks", "iex, sip or delayed_sip")
+        raise ConfigError(f"venue.alpaca.feed.source with {what} such as {universe[0].symbol}", source, allowed,
+                          "leave it out: it follows from the symbols")
+    if not crypto or source: return cfg
+    return cfg.model_copy(update={"venue": cfg.venue.model_copy(update={"alpaca": cfg.venue.alpaca.model_copy(
+        update={"feed": {**cfg.venue.alpaca.feed, "source": "crypto"}})})})
 
 # %% ../../nbs/trader/12_venues.ipynb #f00e07dc
 class FarBroker(Broker, Protocol):
@@ -229,7 +246,7 @@ def shut(v: Opened) -> None:
 
 def day_to_trade(
     now: int,  # venue time, ns UTC
-    venue: str = "US",  # whose days: US or NSE
+    venue: str = "US",  # whose days: a key of ZONES
 ) -> date:
     "The day a session at this moment trades; one that starts early waits for the open. Refuses when the day is over, or none."
     try:
@@ -341,17 +358,23 @@ def assets_of(
 def fit_universe(
     universe: Universe,
     assets: "Mapping[str, Asset | None]",  # from `assets_of`
-) -> Universe:  # with what Alpaca says about short sales
+) -> Universe:  # with what Alpaca says about short sales, and about a pair's steps
     "Instruments as the venue allows them."
     def one(i: Instrument) -> Instrument:
         a = assets.get(i.symbol)
+        if i.venue == "CRYPTO" and a is not None:
+            def said(x: Decimal | None, known: str) -> str: return f"{x.normalize():f}" if x else known
+            i = replace(i, tick_table=said(a.tick, i.tick_table), qty_step=said(a.qty_step, i.qty_step), min_qty=said(a.min_qty, i.min_qty))
         return replace(i, shortable=i.shortable and a is not None and a.shortable)
     return Universe(universe.name, tuple(map(one, universe.instruments)))
 
 def refuse_untradable(
     assets: "Mapping[str, Asset | None]",  # from `assets_of`
+    crypto: bool = False,  # they should be crypto pairs
 ) -> str:  # "", or raises BrokerError
-    "Refuse symbols that Alpaca does not know or will not trade."
+    "Refuse symbols that Alpaca does not know or will not trade, or that are not what they are taken for."
+    odd = [s for s, a in assets.items() if a is not None and a.crypto != crypto]
+    if odd: raise BrokerError("symbols at Alpaca", ", ".join(odd), "crypto pairs" if crypto else "stocks", "one run trades one of the two")
     bad = [f"{s} ({'unknown' if a is None else 'not tradable'})" for s, a in assets.items() if a is None or not a.tradable]
     if bad: raise BrokerError("symbols at Alpaca", ", ".join(bad), "active and tradable ones", "take them out of data.symbols or data.universe")
     return ""
@@ -399,7 +422,9 @@ def open_alpaca(
     "Keys, clock, symbols, feed and broker of an Alpaca account; nothing is subscribed or sent."
     from scalp_nb.broker.alpaca import AlpacaBroker, base_url
     from scalp_nb.feed.alpaca import AlpacaFeed
-    at, universe = addresses(cfg.venue, environ), named_universe(cfg)
+    universe = named_universe(cfg)
+    cfg = with_source(cfg, universe)
+    at, house = addresses(cfg.venue, environ), universe[0].venue
     key, word = map(credential, ("APCA_API_KEY_ID", "APCA_API_SECRET_KEY"))
     speed = 1.0 if at is None else speed_of(cfg.venue, environ)
     held: list[Pace] = []
@@ -408,14 +433,14 @@ def open_alpaca(
     def look() -> Reading: return read_clock(broker)
     try:
         held.append(real_clock(look, cfg.venue.alpaca.max_skew_s, "Alpaca") if at is None else practice_clock(look, speed))
-        day, assets = day_to_trade(clock()), assets_of(broker, universe)
+        day, assets = day_to_trade(clock(), house), assets_of(broker, universe)
     except Exception:
         broker.close(clock())
         raise
     fit = fit_universe(universe, assets)
     feed = AlpacaFeed(fit, feed_config(cfg.venue, at), key, word, clock)
-    return Opened(Market(empty_depth(0), fit, feed.capabilities, day, ""), held[0], feed, broker, look, lambda: refuse_untradable(assets),
-                  base_url(broker.cfg))
+    return Opened(Market(empty_depth(0), fit, feed.capabilities, day, ""), held[0], feed, broker, look,
+                  lambda: refuse_untradable(assets, house == "CRYPTO"), base_url(broker.cfg))
 
 # %% ../../nbs/trader/12_venues.ipynb #7074e4cb
 ANGEL_SECRETS = ("ANGEL_API_KEY", "ANGEL_CLIENT_CODE", "ANGEL_PIN", "ANGEL_TOTP_SECRET")
