@@ -628,8 +628,13 @@ def test_the_command_serves_and_a_killed_venue_comes_back(tmp_path: Path) -> Non
 
 
 def test_us_minute_bars_are_a_market() -> None:
-    from scalp_nb.practice.venue import bar_tape
-    tape = bar_tape(realdata("us_bars/us_24symbols_1min_2019-02-11_2019-02-15.tar.xz"), "2019-02-13")
+    from scalp_nb.practice.venue import bar_tape, uncounted
+    file = realdata("us_bars/us_24symbols_1min_2019-02-11_2019-02-15.tar.xz")
+    tape = bar_tape(file, "2019-02-13")
+    assert uncounted(tape.bars)   # this source counts no trades: whoever plays it says how many a bar shall have
+    counted = bar_tape(file, "2019-02-13", trades=20).bars
+    traded = counted["volume"] > 0
+    assert not uncounted(counted) and set(counted["trades"][traded].tolist()) == {20} and not counted["trades"][~traded].any()
     with PracticeServer(tape, speed=0.0) as s:
         s.step(600)
         c, symbol = trading_client(s), tape.universe.symbols[0]

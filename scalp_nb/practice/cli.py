@@ -20,7 +20,7 @@ import typer
 from ..feed.errors import ConfigError
 from ..feed.universe import load_universe
 from .faults import ANGEL_KINDS, Fault, load_script, random_script
-from .venue import PAIRS, Tape, bar_tape, joined_tapes, recording_tape, synthetic_crypto, synthetic_nse, synthetic_us
+from .venue import PAIRS, Tape, bar_tape, joined_tapes, recording_tape, synthetic_crypto, synthetic_nse, synthetic_us, uncounted
 
 # %% ../../nbs/practice/10_cli.ipynb #1d49dd10
 def choose_tape(
@@ -29,12 +29,13 @@ def choose_tape(
     day: str,  # of the bars to play, YYYY-MM-DD; "": the last; also the date of a recording that has none
     symbols: str,  # names separated by commas; "": all of the bars, or the synthetic market's own
     seed: int,  # of the synthetic market
+    trades: int = 0,  # of a bar, where the file counts none
 ) -> Tape:
     "The market to play."
     names = [s for s in symbols.split(",") if s]
     if recording and bars: raise ConfigError("practice market", f"{recording.name} and {bars.name}", "one of --recording and --bars")
     if recording: return recording_tape(recording, **({"date": day} if day else {}))
-    if bars: return bar_tape(bars, day, names)
+    if bars: return bar_tape(bars, day, names, trades)
     return synthetic_us(names or ("AAPL", "MSFT", "SPY"), seed=seed or 1)
 
 def choose_crypto(
@@ -118,6 +119,7 @@ def wait_for_signal() -> None:
 def alpaca(
     recording: Annotated[list[Path] | None, typer.Option(help="Depth recording to play; with --crypto several, one a pair.")] = None,
     bars: Annotated[Path | None, typer.Option(help="Minute bars of US stocks to play as a one-level book.")] = None,
+    bar_trades: Annotated[int, typer.Option(help="Number of trades in each bar, where the file counts none.", min=0)] = 0,
     day: Annotated[str, typer.Option(help="Day of the bars (earlier ones become history), or of a recording without dates.")] = "",
     symbols: Annotated[str, typer.Option(help="Symbols, separated by commas.")] = "",
     speed: Annotated[float, typer.Option(help="Seconds of the market in one second.")] = 1.0,
@@ -135,7 +137,8 @@ def alpaca(
     files = recording or []
     if bars and crypto: raise ConfigError("--bars with --crypto", str(bars), "a depth recording, or none", "bars are of stocks")
     if len(files) > 1 and not crypto: raise ConfigError("--recording", len(files), "one", "several are for --crypto")
-    tape = choose_crypto(files, day, symbols, seed) if crypto else choose_tape(files[0] if files else None, bars, day, symbols, seed)
+    tape = choose_crypto(files, day, symbols, seed) if crypto else choose_tape(files[0] if files else None, bars, day, symbols, seed, bar_trades)
+    if bars and uncounted(tape.bars): typer.echo("note: these bars count no trades, and strategy.min_bar_trades refuses them all: give --bar-trades")
     script = choose_script(faults, seed, tape)
     terms = AlpacaTerms(cash=Decimal(str(cash)), seed=seed, partial_prob=partial, plan=plan)
     with PracticeServer(tape, terms, speed, port, state, script=script, seed=seed) as server: _announce("Alpaca", server, settings(server))

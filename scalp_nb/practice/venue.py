@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PAIRS', 'Seen', 'Told', 'Task', 'PracticeError', 'PracticeClock', 'start_clock', 'step_clock', 'Tape', 'make_tape',
            'synthetic_us', 'synthetic_nse', 'with_tokens', 'recording_tape', 'joined_tapes', 'synthetic_crypto',
-           'bar_tape', 'walk_tape', 'Desk', 'note', 'at_time', 'open_desk', 'bring', 'place', 'withdraw', 'best',
-           'last_price', 'session_at', 'halt', 'halted', 'ground_truth', 'reopen', 'seek']
+           'uncounted', 'bar_tape', 'walk_tape', 'Desk', 'note', 'at_time', 'open_desk', 'bring', 'place', 'withdraw',
+           'best', 'last_price', 'session_at', 'halt', 'halted', 'ground_truth', 'reopen', 'seek']
 
 # %% ../../nbs/practice/00_venue.ipynb #78dab7ca
 import math
@@ -203,16 +203,24 @@ def synthetic_crypto(
     return make_tape(rows, Universe("crypto-synthetic", pairs))
 
 # %% ../../nbs/practice/00_venue.ipynb #26df6144
+def uncounted(
+    bars: Bars,  # of any size
+) -> bool:
+    "Are these bars of a source that counts no trades?"
+    return bool((bars["volume"] > 0).any() and not bars["trades"].any())
+
 def bar_tape(
     path: Path,  # minute bars of US stocks
     day: str = "",  # YYYY-MM-DD to play; "": the last day of the file
     symbols: Sequence[str] = (),  # which; empty: all
+    trades: int = 0,  # said of each traded bar where the file counts none
 ) -> Tape:
     "A tape from minute bars; earlier days are its history."
     from scalp_nb.feed.barfiles import load_bars
     from scalp_nb.feed.barmarket import depth_of_bars
     got = load_bars(path, "US", symbols=symbols)
     if got.size != MINUTE: raise ConfigError(f"bars of {path.name}, ns", got.size, str(MINUTE), "give bars of one minute")
+    if uncounted(got.bars): got.bars["trades"][got.bars["volume"] > 0] = trades
     played = date.fromisoformat(day) if day else trading_day("US", int(got.bars["ts"].max()))
     try: session = session_for("US", played)
     except MarketClosed as e: raise ConfigError("day of the bars", str(played), "a trading day", str(e)) from e
