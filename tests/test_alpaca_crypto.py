@@ -2,8 +2,10 @@
 
 import os
 import signal
-from collections.abc import Iterator
-from datetime import UTC, datetime
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -32,15 +34,21 @@ from alpaca.trading.requests import (  # noqa: E402
 )
 
 from scalp_nb.feed.errors import ScalpError  # noqa: E402
+from scalp_nb.feed.universe import load_universe  # noqa: E402
+from scalp_nb.order.fees import FeeLedger, charge, fees_for  # noqa: E402
+from scalp_nb.order.rules import rules_for  # noqa: E402
 from scalp_nb.order.types import Intent, OrderType, Purpose, Side, Tif, UpdateKind  # noqa: E402
 from scalp_nb.practice.alpaca import PracticeServer  # noqa: E402
 from scalp_nb.practice.alpaca_orders import AlpacaTerms  # noqa: E402
 from scalp_nb.practice.venue import Tape, joined_tapes, make_tape, recording_tape, walk_tape  # noqa: E402
+from scalp_nb.trader.client import SessionClient  # noqa: E402
 from scalp_nb.trader.config import load_config  # noqa: E402
+from scalp_nb.trader.core import ledger_of  # noqa: E402
 from scalp_nb.trader.replay import replay_run  # noqa: E402
 from scalp_nb.trader.report import load_run  # noqa: E402
 from scalp_nb.trader.session import EXIT_CONFIG, EXIT_OK, run_session  # noqa: E402
 from scalp_nb.trader.setup import RunConfig  # noqa: E402
+from scalp_nb.trader.streaming import recorded_rows  # noqa: E402
 from scalp_nb.trader.venues import open_venue, shut  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("restore_signals")
@@ -80,6 +88,19 @@ def same_as_venue(run_dir: Path, server: PracticeServer, account: str = "test") 
     assert any("withheld" in f for f in fills)
     end = of_kind(run_dir, "run:end", account=account)
     if end and end[-1]["flat"]: assert D(end[-1]["equity"]) == D(truth["cash"]) and truth["positions"] == {}
+
+
+@contextmanager
+def ended_when(run_dir: Path, seen: Callable[[], Any], what: str) -> Iterator[None]:
+    "The session inside is asked for a flat end once something has been seen, however long a busy machine takes."
+    def end() -> None:
+        try: until(seen, what, 120, every=0.2)
+        finally:
+            with SessionClient(run_dir) as c: c.stop("test")
+    ender = threading.Thread(target=end)
+    ender.start()
+    try: yield
+    finally: ender.join()
 
 
 # ---- the unmodified SDK
@@ -177,11 +198,12 @@ def test_answers_fit_alpacas_published_schemas(server: PracticeServer) -> None:
 # ---- whole sessions
 
 def test_a_session_runs_without_its_fallback_and_ends_flat(tmp_path: Path) -> None:
-    tape = leaning()
-    cfg = conf(tape, 400)
+    tape = leaning(3600)
+    cfg = conf(tape, 3500)
     run_dir = folder(tmp_path, cfg)
     with venue(tape, 20.0, terms={"partial_prob": 0.3}) as server:
-        assert run_session(cfg, run_dir) == EXIT_OK
+        with ended_when(run_dir, lambda: len(journal(run_dir, "note:round_trip")) > 6, "round trips"):
+            assert run_session(cfg, run_dir) == EXIT_OK
         same_as_venue(run_dir, server)
         orders = server.get("truth")["orders"]
     begin, trips = of_kind(run_dir, "run:begin")[0], [n.data for n in of_kind(run_dir, "note:round_trip")]
@@ -220,15 +242,15 @@ def test_a_killed_session_goes_on_with_the_same_books(tmp_path: Path) -> None:
 
 def test_the_day_ends_at_midnight_utc_and_nothing_stays(tmp_path: Path) -> None:
     """Trading goes on around midnight; the session's day does not, so it leaves what it holds, and the market is there to leave into."""
-    whole = leaning(400, 5)
+    whole = leaning(900, 5)
     rows = whole.rows.copy()
-    rows["ts"] -= 200 * 10**9
-    rows["recv"] -= 200 * 10**9
+    rows["ts"] -= 600 * 10**9
+    rows["recv"] -= 600 * 10**9
     tape = make_tape(rows, whole.universe)
-    cfg = conf(tape, 390, **{"risk.avoid_last_minutes": 0, "exits.time_stop_s": 0.0, "strategy.exit_on_opposite": False, "exits.stop_pct": 0.05,
+    cfg = conf(tape, 890, **{"risk.avoid_last_minutes": 0, "exits.time_stop_s": 0.0, "strategy.exit_on_opposite": False, "exits.stop_pct": 0.05,
                              "exits.target_pct": 0.5})
     run_dir = folder(tmp_path, cfg)
-    with venue(tape, 10.0) as server:
+    with venue(tape, 20.0) as server:
         assert run_session(cfg, run_dir) == EXIT_OK
         same_as_venue(run_dir, server)
         sold = [e for e in server.get("truth")["executions"] if e["side"] < 0]
@@ -319,19 +341,27 @@ def test_the_broker_refuses_what_alpaca_would(tmp_path: Path) -> None:
 
 
 def test_more_pairs_than_books_is_told(tmp_path: Path) -> None:
-    tape = leaning(300, n=11)
-    cfg = conf(tape, 60)
+    tape = leaning(1800, n=11)
+    cfg = conf(tape, 1700)
     run_dir = folder(tmp_path, cfg)
-    with venue(tape, 10.0): assert run_session(cfg, run_dir) == EXIT_OK
-    said = [r.data for r in of_kind(run_dir, "note:alert") if r.data["code"] == "uncovered"]
-    assert said and "books and trades of 10 symbols; KKK/USD" in said[0]["text"]
+    def said() -> list[str]: return [r.data["text"] for r in journal(run_dir, "note:alert") if r.data["code"] == "uncovered"]
+    def polled() -> bool: return bool(np.isin(10, recorded_rows(run_dir)["sym"]))   # the eleventh book comes by request
+    with venue(tape, 20.0), ended_when(run_dir, lambda: said() and polled(), "the eleventh pair"): assert run_session(cfg, run_dir) == EXIT_OK
+    assert "books and trades of 10 symbols; KKK/USD" in said()[0]
+
+
+def test_a_restart_after_midnight_counts_new_fees() -> None:
+    days = [fees_for("alpaca", "CRYPTO", date(2026, 11, d)) for d in (20, 21)]
+    ledger = FeeLedger(days[0])
+    charge(ledger, "a", Side.BUY, D("0.1"), D(60_000))
+    assert ledger_of(days[0], ledger.snapshot()).total == 15 and ledger_of(days[1], ledger.snapshot()).total == 0
+    other = fees_for("alpaca", "CRYPTO", date(2026, 11, 21), plan="tier2")
+    with pytest.raises(ScalpError, match="another schedule"): ledger_of(other, ledger.snapshot())
+    stocks = [fees_for("alpaca", "US", date(2026, 11, d)) for d in (19, 20)]
+    with pytest.raises(ScalpError, match="another schedule"): ledger_of(stocks[1], FeeLedger(stocks[0]).snapshot())
 
 
 def test_rules_of_a_day_without_rows_and_a_wrong_number_in_the_universe(tmp_path: Path) -> None:
-    from datetime import date
-
-    from scalp_nb.feed.universe import load_universe
-    from scalp_nb.order.rules import rules_for
     with pytest.raises(ScalpError, match="no rule table"): rules_for("alpaca", "CRYPTO", date(2022, 1, 1))
     assert len(load_universe(ROOT / "data/crypto_pairs.csv")) == 10
     bad = tmp_path / "bad.csv"

@@ -11,10 +11,10 @@ import pytest
 
 pytest.importorskip("alpaca")
 
-from alpaca_faults import HOUSE, config_of, tape_of  # noqa: E402
+from alpaca_faults import CRYPTO, HOUSE, config_of, tape_of  # noqa: E402
 from alpaca_live import until, venue  # noqa: E402
 from fault_checks import protected  # noqa: E402
-from fault_runs import CHECKS, Line, broken, conserved, counted, durable, fresh, latched, once, play, replayed, run_seed, unspoken  # noqa: E402
+from fault_runs import CHECKS, House, Line, broken, conserved, counted, durable, fresh, latched, once, play, replayed, run_seed, unspoken  # noqa: E402
 
 from scalp_nb.feed.alpaca import AlpacaFeed, AlpacaFeedConfig  # noqa: E402
 from scalp_nb.practice.alpaca import PracticeServer  # noqa: E402
@@ -29,14 +29,18 @@ FOUND = {
 }
 
 
-def holds(seed: int) -> None:
-    out = run_seed(HOUSE, seed)
-    assert out.broken == [], f"again: python tests/alpaca_faults.py --seed {seed} -v"
+def holds(seed: int, house: House = HOUSE) -> None:
+    out = run_seed(house, seed)
+    assert out.broken == [], f"again: python {house.script} --seed {seed} -v"
     assert out.faults and out.fills, "a run without faults or fills shows nothing"
 
 
 @pytest.mark.parametrize("seed", [17, 38, 1003])
 def test_three_seeds(seed: int) -> None: holds(seed)
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_two_seeds_of_crypto(seed: int) -> None: holds(seed, CRYPTO)
 
 
 @pytest.mark.soak

@@ -142,5 +142,4 @@ def load_binance(
              "no totals: the snapshot has a thousand levels a side, the book has more", "exchange time in ms; it may be ahead of the recorder's")
     ins = as_pair(Instrument(name, "CRYPTO", tick_table=tick))
     uni = Universe(file, (ins,))
-    notes = (f"{name} is told as {ins.symbol}", *notes)
-    return Imported(rows, uni, Capabilities(LEVELS, False, False, False), notes, "binance")
+    return Imported(rows, uni, Capabilities(LEVELS, False, False, False), (f"{name} is told as {ins.symbol}", *notes), "binance")

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from .depth import DEPTH, LEVELS, ROW_BYTES, SCHEMA_VERSION, Rows, check_rows, empty_depth
 from .errors import DataError
-from .instrument import Instrument, Universe
+from .instrument import FRACTIONS, Instrument, Universe
 
 # %% ../../nbs/feed/05_recorder.ipynb #68535004
 class RecordingError(DataError):
@@ -91,8 +91,11 @@ class Manifest:
 def manifest_json(
     manifest: Manifest,  # what to write
 ) -> str:  # readable JSON
-    "A manifest as text."
-    return json.dumps({"kind": "scalp_nb.recording", **asdict(manifest)}, indent=1, ensure_ascii=False)
+    "A manifest as text; what only crypto pairs have is left out where it is empty."
+    out = {"kind": "scalp_nb.recording", **asdict(manifest)}
+    for ins in out["universe"]["instruments"]:
+        for name in [n for n in FRACTIONS if not ins[n]]: del ins[name]
+    return json.dumps(out, indent=1, ensure_ascii=False)
 
 # %% ../../nbs/feed/05_recorder.ipynb #37852267
 def _universe(d: dict[str, Any]) -> Universe:

@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
 
-from .instrument import Instrument, Universe, UniverseError, number
+from .instrument import FRACTIONS, Instrument, Universe, UniverseError, number
 
 # %% ../../nbs/feed/03_universe.ipynb #8d27fa52
 COLUMNS = tuple(f.name for f in fields(Instrument))
@@ -123,10 +123,11 @@ def save_universe(
     file, text = Path(path), io.StringIO()
     out = csv.writer(text, lineterminator="\n")
     extra = [n for n in NOTES if any(n in cells for cells in notes.values())]
-    out.writerow([*COLUMNS, *extra])
+    columns = [c for c in COLUMNS if c not in FRACTIONS or any(getattr(i, c) for i in universe.instruments)]
+    out.writerow([*columns, *extra])
     for ins in universe.instruments:
         cells = notes.get(ins.symbol, {})
-        out.writerow([*(_cell(getattr(ins, c)) for c in COLUMNS), *(cells.get(n, "") for n in extra)])
+        out.writerow([*(_cell(getattr(ins, c)) for c in columns), *(cells.get(n, "") for n in extra)])
     part = file.with_name(file.name + ".part")
     try:
         part.write_text(text.getvalue(), encoding="utf-8")

@@ -120,9 +120,6 @@ class FeeLedger:
     @classmethod
     def restore(cls, schedule: FeeSchedule, snap: Mapping[str, object]) -> "FeeLedger": return restore(schedule, snap)
 
-# %% ../../nbs/order/06_fees.ipynb #af130cc6
-#| export
-
 # %% ../../nbs/order/06_fees.ipynb #be846c5b
 NINE = Decimal("1e-9")   # the finest quantity of a crypto asset
 

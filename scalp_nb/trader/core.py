@@ -492,8 +492,8 @@ def place(t: Trader, sym: int, a: Place, ts: int, out: list[Command]) -> None:
     met = Decimal(str(px)) if math.isfinite(px) else (a.limit or a.stop or t.book.avg_px(sym))
     ref = {Purpose.STOP: a.stop, Purpose.TARGET: a.limit}.get(a.purpose) or met  # a resting exit is measured against its own price
     v = view(t, funds(t), sym, a.side, ts, a.qty, a.limit or a.stop or ref, float(a.stop or met), Decimal("NaN"))
-    hours = {"market_open": True, "session_close_ts": NEVER} if t.setup.sessions[sym].kind == "always" else {}   # the day is over, the market is not
-    d = check(replace(v, duplicate=False, **hours), t.limits, t.breakers, exiting=True)
+    if t.setup.sessions[sym].kind == "always": v = replace(v, market_open=True, session_close_ts=NEVER)   # the day may be over, the market is not
+    d = check(replace(v, duplicate=False), t.limits, t.breakers, exiting=True)
     if not d.allowed: return blocked_exit(t, sym, d.code, ts, {"purpose": a.purpose.value, "text": d.text, "numbers": numbers_of(d)}, out)
     intent = t.orders.next_intent(ts=ts, sym=sym, symbol=ins.symbol, side=a.side, purpose=a.purpose, qty=a.qty, type=a.type,
                                   limit=a.limit, stop=a.stop, tif=a.tif, ref_px=ref, parent=t.held[sym].entry_id, reason=a.reason, oco=a.oco)
