@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..feed.depth import Rows
 from ..feed.errors import ScalpError
-from ..order.types import Intent, OrderType, Tif, Update
+from ..order.types import Intent, OrderType, Terms, Tif, Update
 
 # %% ../../nbs/broker/00_base.ipynb #703928ed
 NEVER = np.iinfo(np.int64).max  # a time that does not come, ns
@@ -33,6 +33,7 @@ class BrokerCaps:
     short: bool = True           # sells that open a short position are accepted intraday
     id_width: int = 26           # longest client order id
     fractional: bool = False
+    modifies: int = 0            # changes of one working order that the venue takes; 0 = none: cancel it and place another
 
 @dataclass(frozen=True, slots=True)
 class Account:
@@ -78,6 +79,8 @@ class Broker(Protocol):
         "Put the order on the wire. Never raises for the venue's answer."
     def cancel(self, client_id: str, ts: int) -> None:
         "Ask for cancellation."
+    def modify(self, client_id: str, terms: Terms, ts: int) -> None:
+        "Ask for other terms of a working order, once. MODIFIED or MODIFY_REJECTED says what came of it; MODIFY_NO_ANSWER: look it up."
     def query(self, client_id: str, ts: int) -> None:
         "Ask what became of an order; answered by a STATUS or NOT_FOUND update."
     def on_row(self, row: Rows, traded: float) -> None:
