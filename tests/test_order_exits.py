@@ -204,7 +204,8 @@ class Exits(RuleBasedStateMachine):
     def venue_ends_an_order(self, pick, state, quiet): self.venue.end(choose(self.venue.live(), pick), state, self.ts, quiet)
 
     @precondition(lambda self: self.venue.out)
-    @rule(pick=PICK, fate=st.sampled_from(FATES), cancel_fate=st.sampled_from(CANCEL_FATES), modify_fate=st.sampled_from(MODIFY_FATES), all_=st.booleans())
+    @rule(pick=PICK, fate=st.sampled_from(FATES), cancel_fate=st.sampled_from(CANCEL_FATES), modify_fate=st.sampled_from(MODIFY_FATES),
+          all_=st.booleans())
     def deliver(self, pick, fate, cancel_fate, modify_fate, all_):
         for _ in range(len(self.venue.out) if all_ else 1): self.hear(self.venue.out.pop(pick % len(self.venue.out)))
         self.converge(fate, cancel_fate, modify_fate)
@@ -342,6 +343,37 @@ def test_random_walks(block):
         except BaseException as e:
             e.add_note(f"seed {seed}")
             raise
+
+
+def growing(seed):
+    "Entries that fill in small pieces, so that their stop grows again and again while the venue does as it likes with each change."
+    r, x = Random(seed), Exits()
+    x.start("venue_stop", False, False, False, r.choice([1, 20, 20]))
+    for _ in range(60):
+        pick, p = r.randrange(10**6), r.random()
+        entries = [k for k in x.venue.live() if x.venue.orders[k][0].purpose is P.ENTRY]
+        if not x.book.qty(SYM) and not x.m.working(SYM) and not x.trigger: x.enter(r.choice(list(Side)), 30, "ack")
+        elif x.venue.out and p < 0.5: x.deliver(pick, "ack", r.choice(CANCEL_FATES), r.choice(MODIFY_FATES), r.random() < 0.6)
+        elif entries and p < 0.7: x.venue.fill(entries[0], D(1 + pick % min(4, int(x.venue.leaves(entries[0])))), x.ts)
+        elif x.venue.live() and p < 0.78: x.venue_fills(pick, r.randrange(4), False)
+        elif x.venue.late and p < 0.82: x.a_late_change_takes_effect(pick, r.random() < 0.5)
+        elif p < 0.92: x.time_passes(r.randint(1, 400), r.random() < 0.8, "ack")
+        elif x.venue.heard and p < 0.94: x.deliver_again(pick)
+        elif p < 0.96: x.restart()
+        elif p < 0.98: x.trigger_fires("opposite")
+        x.reduce_only_at_the_venue(), x.books_are_the_heard_executions()
+    x.settle()
+    return sum(o.changes for o in x.m.orders.values())
+
+
+def test_a_stop_that_grows_whatever_becomes_of_its_changes():
+    changes = []
+    for seed in range(300):
+        try: changes.append(growing(seed))
+        except BaseException as e:
+            e.add_note(f"seed {seed}")
+            raise
+    assert sum(changes) > 500
 
 
 # ---------------------------------------------------------------- single cases the machine meets rarely

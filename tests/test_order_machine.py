@@ -9,8 +9,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from scalp_nb.order.machine import anomalies, apply_cancel, apply_modify, apply_sent, is_contradicted, is_ghost, missing_fills, pending_close
-from scalp_nb.order.machine import step, told
+from scalp_nb.order.machine import (
+    anomalies,
+    apply_cancel,
+    apply_modify,
+    apply_sent,
+    is_contradicted,
+    is_ghost,
+    missing_fills,
+    pending_close,
+    step,
+    told,
+)
 from scalp_nb.order.manager import NEVER, DuplicateOrder, OrderManager, check_shape
 from scalp_nb.order.types import TERMINAL, Intent, Order, OrderError, OrderState, OrderType, Purpose, Side, Terms, Tif, Update, UpdateKind
 

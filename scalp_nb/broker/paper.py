@@ -32,7 +32,7 @@ from ..feed.depth import Rows
 from ..feed.instrument import Universe
 from ..order.machine import amended
 from ..order.types import Fill, Intent, OrderState, OrderType, Purpose, Side, Terms, Tif, Update, UpdateKind
-from .base import NEVER, Account, BrokerCaps, BrokerError, BrokerOrder, BrokerState
+from .base import MODIFIES, NEVER, Account, BrokerCaps, BrokerError, BrokerOrder, BrokerState
 from .exchange import Exchange, Trigger, Working, accept, cancel_order, change_order, draw, end_order, expire, from_units
 
 # isort: split
@@ -89,7 +89,7 @@ def angel_like(
 ) -> PaperConfig:
     "Terms of Angel One for an algorithm: limit and stop-limit, DAY, no linked orders, short client ids."
     terms = {"name": "paper-angel", "order_types": ["limit", "stop_limit"], "tifs": ["day"], "native_oco": False, "id_width": 19,
-             "modifies": 20}
+             "modifies": MODIFIES}
     return PaperConfig.model_validate({**terms, **over})
 
 def alpaca_like(
@@ -321,7 +321,8 @@ def _bad_account(v: Venue, i: Intent) -> str:
     opening = _opening(v, i.sym, i.side, i.qty)
     if i.side is Side.SELL and opening and not v.universe[i.sym].shortable: return "not_shortable"
     if i.side is Side.SELL and not v.cfg.short:
-        others = (w for w in v.ex.live.get(i.sym, ()) if w.side < 0 and w.intent.id != i.id and not (v.cfg.native_oco and i.oco and w.intent.oco == i.oco))
+        others = (w for w in v.ex.live.get(i.sym, ())
+                  if w.side < 0 and w.intent.id != i.id and not (v.cfg.native_oco and i.oco and w.intent.oco == i.oco))
         if sum((from_units(w.qty - w.filled) for w in others), i.qty) > (v.pos[i.sym].qty if i.sym in v.pos else 0): return "short"
     if not opening: return ""
     quote = float(v.books[i.sym]["ask_px" if i.side > 0 else "bid_px"][0])
@@ -531,7 +532,8 @@ def _replay(v: Venue, r: dict[str, Any], pending: dict[tuple[str, str], dict[str
         if k != "cancel_rejected" and v.ex.orders[cid].live: end_order(v.ex, v.ex.orders[cid], UpdateKind(k), r["ts"], r["reason"])
         if k != "expired" and r["reason"] != "oco": pending.pop(("cancel", cid), None)
     elif k == "modified":
-        change_order(v.ex, v.ex.orders[cid], Terms(*(None if r["terms"][x] is None else Decimal(r["terms"][x]) for x in ("qty", "limit", "stop"))))  # type: ignore[arg-type]
+        limit, stop = (None if r["terms"][x] is None else Decimal(r["terms"][x]) for x in ("limit", "stop"))
+        change_order(v.ex, v.ex.orders[cid], Terms(Decimal(r["terms"]["qty"]), limit, stop))
         pending.pop(("modify", cid), None)
     elif k == "modify_rejected": pending.pop(("modify", cid), None)
     else: raise ValueError(f"unknown event {k!r}")

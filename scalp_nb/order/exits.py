@@ -269,7 +269,7 @@ def fits(
     i = [o.intent for o in exits]
     return (sorted(x.purpose for x in i) == sorted(wanted) and len({x.oco for x in i}) <= 1
             and all(x.side is view.side.opposite and x.parent == view.entry_id for x in i)
-            and all(o.leaves == abs(view.qty) and not o.cancel_ts for o in exits))
+            and all(o.leaves == abs(view.qty) and not o.cancel_ts and not o.asked for o in exits))
 
 # %% ../../nbs/order/04_exits.ipynb #58b49d66
 def excessive(
@@ -315,9 +315,10 @@ def _protect(
 ) -> tuple[ExitAction, ...]:
     "Converge to what should rest at the venue."
     wanted = _wanted(view, exits, orders, cfg, caps)
-    if any(o.state is OrderState.UNKNOWN or o.asked for o in exits): return cancels(exits, "reduce_only") if excessive(view, exits) else ()
+    if any(o.state is OrderState.UNKNOWN or o.asked and not o.fixed for o in exits): return cancels(exits, "reduce_only") if excessive(view, exits) else ()
     if fits(view, exits, wanted): return ()
-    if len(exits) == 1 and wanted == (Purpose.STOP,) and growable(view, exits[0], cfg, caps, round_fn): return (_grown(view, exits[0], cfg, caps, round_fn),)
+    alone = len(exits) == 1 and wanted == (Purpose.STOP,)
+    if alone and growable(view, exits[0], cfg, caps, round_fn): return (_grown(view, exits[0], cfg, caps, round_fn),)
     if exits: return cancels(exits, "resize")
     group = f"{view.entry_id}:{view.ts}:{len(orders)}" if len(wanted) > 1 else ""  # never reused: the family grows with every order
     return tuple(protection(view, p, cfg, caps, round_fn, group) for p in wanted)

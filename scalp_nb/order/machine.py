@@ -207,11 +207,15 @@ def _settled(order: Order) -> Order:
     if done.state not in LIVE_AT_VENUE or done.leaves > 0: return done
     return replace(done, state=OrderState.FILLED, reason="overfill" if done.leaves < 0 else "")
 
+def _given_up(order: Order) -> Order:
+    "The change has not taken effect in time. It still could: the doubt stays until the order ends, and ending it is the next step."
+    return replace(order, fixed=True, modify_ts=0, reason="" if order.reason == "modify_no_answer" else order.reason)
+
 def _adopt(order: Order, u: Update) -> Order:
     "The terms the broker shows stand, unless we know newer ones."
     t = u.terms
     if t is None or order.state in TERMINAL or u.ts <= order.terms_ts or not is_proper(order, t): return order
-    if t == order.terms: return _settled(replace(order, fixed=True)) if order.asked else order
+    if t == order.terms: return _given_up(order) if order.asked and not order.fixed else order
     return _settled(replace(order, intent=amended(order.intent, t), terms_ts=u.ts, fixed=order.fixed or t != order.asked))
 
 # %% ../../nbs/order/01_machine.ipynb #47dcad85

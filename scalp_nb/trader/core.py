@@ -38,7 +38,8 @@ from ..feed.depth import Rows
 from ..feed.errors import ConfigError, RuleError, ScalpError
 from ..feed.health import STALE, HealthConfig, health_names, health_params
 from ..feed.instrument import Universe
-from ..order.exits import CancelOrder, Change, ExitAction, ExitConfig, ExitView, Lifecycle, Place, levels, lifecycle, plan_deadline, plan_exits
+from ..order.exits import CancelOrder, Change, ExitAction, ExitConfig, ExitView, Lifecycle, Place, levels, lifecycle
+from ..order.exits import plan_deadline, plan_exits
 from ..order.fees import FeeLedger, FeeSchedule
 from ..order.machine import LIVE_AT_VENUE, amended, step
 from ..order.manager import OrderManager
@@ -691,7 +692,8 @@ def entry_ended(t: Trader, o: Order, ts: int) -> None:
 
 def resolved(t: Trader, o: Order) -> None:
     "Evidence settles an order that start-up could not."
-    if o.intent.id in t.unresolved and o.state not in (OrderState.UNKNOWN, OrderState.SENT, OrderState.INTENT): t.unresolved.discard(o.intent.id)
+    open_question = o.asked or o.state in (OrderState.UNKNOWN, OrderState.SENT, OrderState.INTENT)
+    if o.intent.id in t.unresolved and not open_question: t.unresolved.discard(o.intent.id)
     if not t.unresolved and not t.reconciled and t.entries_code == "unreconciled": t.reconciled = True
 
 # %% ../../nbs/trader/10_core.ipynb #d841e9c3

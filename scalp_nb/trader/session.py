@@ -92,7 +92,8 @@ class StoreLedger:
         for c in commands: self._one(c, trader)
         worth = any(not isinstance(c, Note) or c.kind in WORTH_A_STATE for c in commands)
         if worth: self.store.set_state("trader", snapshot(trader))
-        urgent = any(isinstance(c, Submit | Cancel | Modify | Halt) or (isinstance(c, Note) and c.kind in ("fill", "trip", "control")) for c in commands)
+        urgent = any(isinstance(c, Submit | Cancel | Modify | Halt) or (isinstance(c, Note) and c.kind in ("fill", "trip", "control"))
+                     for c in commands)
         if urgent: self.store.commit(sync=True)
 
     def _one(self, c: Command, trader: Trader) -> None:

@@ -13,7 +13,7 @@ __all__ = ['TERMS', 'LIVE', 'HOUR', 'MINUTE', 'HISTORY_DAYS', 'CAPS', 'FarSectio
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from ..broker.base import BrokerCaps
+from ..broker.base import MODIFIES, BrokerCaps
 from ..broker.paper import PaperBroker, PaperConfig, alpaca_like, angel_like, caps_of
 from ..feed.barmarket import BarMarketConfig, depth_of_bars, holds_bars
 from ..feed.bars import BAR, Bars, grid, resample
@@ -397,11 +397,14 @@ def days_before(
     return tuple(found)
 
 CAPS = {"alpaca": BrokerCaps("alpaca", frozenset(OrderType), frozenset({Tif.DAY, Tif.GTC}), False, True, 48, True),
-        "angel": BrokerCaps("angel_one", frozenset({OrderType.LIMIT, OrderType.STOP_LIMIT}), frozenset({Tif.DAY}), False, True, 19)}
+        "angel": BrokerCaps("angel_one", frozenset({OrderType.LIMIT, OrderType.STOP_LIMIT}), frozenset({Tif.DAY}), False, True, 19,
+                            modifies=MODIFIES)}
 
 def caps_for(cfg: RunConfig) -> BrokerCaps:
     "What the configured venue accepts."
-    return CAPS[cfg.venue.house] if cfg.venue.far else caps_of(paper_config(cfg))
+    if not cfg.venue.far: return caps_of(paper_config(cfg))
+    caps = CAPS[cfg.venue.house]
+    return caps if not caps.modifies else replace(caps, modifies=cfg.venue.angel.account.get("modifies", caps.modifies))
 
 # %% ../../nbs/trader/12_setup.ipynb #df1b1da3
 def setup_for(
