@@ -315,7 +315,8 @@ def _protect(
 ) -> tuple[ExitAction, ...]:
     "Converge to what should rest at the venue."
     wanted = _wanted(view, exits, orders, cfg, caps)
-    if any(o.state is OrderState.UNKNOWN or o.asked and not o.fixed for o in exits): return cancels(exits, "reduce_only") if excessive(view, exits) else ()
+    if any(o.state is OrderState.UNKNOWN or o.asked and not o.fixed for o in exits):
+        return cancels(exits, "reduce_only") if excessive(view, exits) else ()
     if fits(view, exits, wanted): return ()
     alone = len(exits) == 1 and wanted == (Purpose.STOP,)
     if alone and growable(view, exits[0], cfg, caps, round_fn): return (_grown(view, exits[0], cfg, caps, round_fn),)

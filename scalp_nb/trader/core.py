@@ -59,8 +59,8 @@ from ..strategy.scan import EXIT_STOP, EXIT_TARGET, EXITS, HEALTH, LONG_OK, LOSS
 from ..strategy.scan import features_of
 from .bardesk import BarDesk, Offer, Said, exits_with
 from scalp_nb.trader.events import (
-    AccountState, BarClosed, Cancel, Clock, Command, Control, Depth, Event, Evidence, Halt, Link, Modify, News, Note, Picture, Query, Reconciled, Started,
-    Submit,
+    AccountState, BarClosed, Cancel, Clock, Command, Control, Depth, Event, Evidence, Halt, Link, Modify, News, Note, Picture, Query, Reconciled,
+    Started, Submit,
     rows_bars,
 )
 from .reconcile import explain, reconcile
