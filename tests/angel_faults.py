@@ -54,7 +54,8 @@ def config_of(seed: int, tape: Tape, **over: Any) -> RunConfig:
     return load_config(RunConfig, None, {
         "venue.broker": "angel_practice", "run.account": "test", "run.seed": seed, "data.symbols": list(tape.universe.symbols), "data.end": end,
         "strategy": {"name": "pressure", "warmup_rows": 5, "cooldown_s": 2.0, "rest_s": 4.0, "decision_window_ms": 250},
-        "sizing": {"mode": "percent", "balance_pct": 0.05}, "exits.mode": ("venue_stop", "oco", "venue_stop" if grows else "local")[seed % 3], "exits.stop_pct": 0.0006,
+        "sizing": {"mode": "percent", "balance_pct": 0.05}, "exits.mode": ("venue_stop", "oco", "venue_stop" if grows else "local")[seed % 3],
+        "exits.stop_pct": 0.0006,
         "exits.target_pct": 0.001, "exits.entry_timeout_ms": 8_000, "exits.entry_chases": seed % 4, "exits.entry_slip_pct": 0.0001,
         "exits.reprice_ms": 5_000, "exits.time_stop_s": 45.0,
         "risk.max_orders_per_second": 50, "risk.max_orders_per_minute": 500, "risk.max_trades_per_day": 200, "risk.max_consecutive_losses": 100,

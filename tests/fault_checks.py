@@ -152,7 +152,8 @@ def kept(s: Any) -> Iterator[str]:
     for r in s.of("command:Modify"):
         done = next((ts for ts, u in told if ts >= r.ts and (u.client_id, u.terms) == (r.data.client_id, r.data.terms)), None)
         o = there.get(r.data.client_id)
-        if done is not None and (o is None or o.since > r.ts or o.until < r.ts): yield f"5: {r.data.client_id} was not at the venue while it was changed"
+        away = o is None or o.since > r.ts or o.until < r.ts
+        if done is not None and away: yield f"5: {r.data.client_id} was not at the venue while it was changed"
 
 
 def pressed(s: Any, symbol: str, span: Span, cover: list[Span], intents: dict[str, Any]) -> Iterator[str]:

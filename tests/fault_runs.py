@@ -74,7 +74,7 @@ class House:
     broker: tuple[Any, str]                                            # and of its broker
     busy: Callable[[Any], bool]                                        # whether the broker has a request under way
     connected: Callable[[Any], bool]
-    arrivals: Callable[[Callable[[str, Decimal | None], None]], contextlib.AbstractContextManager[None]]  # told of each order, or new quantity, that arrives
+    arrivals: Callable[[Callable[[str, Decimal | None], None]], contextlib.AbstractContextManager[None]]   # told of orders and new quantities
     venue: Callable[..., contextlib.AbstractContextManager[Any]]       # (tape, speed, script=, state=, terms=, ...) -> server
     terms: dict[str, Any]                                              # of the account
     placed: Callable[[Any], list[Placed]]                              # the orders of a running venue

@@ -509,6 +509,7 @@ def _replay_fill(v: Venue, r: dict[str, Any]) -> None:
     w = v.ex.orders[r["id"]]
     u = record_fill(v.ex, w, to_units(Decimal(r["qty"])), to_units(Decimal(r["px"])), r["ts"])[0]
     if u.exec_id != r["exec"]: raise ValueError(f"execution {r['exec']} where {u.exec_id} follows")
+    v.fee(_to_fill(w, u))   # what the next execution of the order costs may depend on this one
     book_fill(v, w, u, Decimal(r["fee"]))
 
 def _replay_ack(v: Venue, i: Intent, r: dict[str, Any]) -> None:
