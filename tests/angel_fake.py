@@ -82,8 +82,8 @@ class FakeVenue(Fake):
         self.limits: dict[str, Any] = {"net": "100000", "availablecash": "100000", "m2mrealized": "0", "m2munrealized": "0"}
         self.on_modify: Callable[[dict[str, Any]], Reply | None] | None = None   # instead of a change, where it answers
         self.changes: list[dict[str, Any]] = []
-        # a change is asked of this first; an answer means that it is not carried out
-        self.routes |= {"placeOrder": self.place, "cancelOrder": self.cancel, "modifyOrder": self.modify, "getOrderBook": lambda b, t: good(list(self.rows.values()) or None),
+        self.routes |= {"placeOrder": self.place, "cancelOrder": self.cancel, "modifyOrder": self.modify,
+                        "getOrderBook": lambda b, t: good(list(self.rows.values()) or None),
                         "getTradeBook": lambda b, t: good(self.trades or None), "getPosition": lambda b, t: good(self.positions()),
                         "getRMS": lambda b, t: good(self.limits), "quote": lambda b, t: good({"fetched": [], "unfetched": []})}
 

@@ -154,6 +154,7 @@ class Fill:
     px: Decimal
     ref_px: Decimal  # the intent's decision price
 
+# %% ../../nbs/order/00_types.ipynb #fc6fdfd4
 @dataclass(frozen=True, slots=True)
 class Order:
     "Current belief about one order; advanced only by `order.machine.step`."
