@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 from unittest import mock
 
@@ -81,11 +82,11 @@ def placed(server: PracticeServer) -> list[Placed]:
 
 
 @contextlib.contextmanager
-def arrivals(told: Callable[[str], None]) -> Iterator[None]:
+def arrivals(told: Callable[[str, Decimal | None], None]) -> Iterator[None]:
     "Hear of orders as they arrive."
     dispatch = alpaca_wire.dispatch
     def arrived(api: Any, ask: Any) -> Any:
-        if ask.method == "POST" and ask.path == "/v2/orders": told(str(ask.body.get("client_order_id")))
+        if ask.method == "POST" and ask.path == "/v2/orders": told(str(ask.body.get("client_order_id")), None)
         return dispatch(api, ask)
     with mock.patch.object(alpaca_wire, "dispatch", arrived): yield
 

@@ -80,7 +80,10 @@ class FakeVenue(Fake):
         self.times: list[int] = []                      # venue time of each order message
         self.bodies: list[dict[str, Any]] = []
         self.limits: dict[str, Any] = {"net": "100000", "availablecash": "100000", "m2mrealized": "0", "m2munrealized": "0"}
-        self.routes |= {"placeOrder": self.place, "cancelOrder": self.cancel, "getOrderBook": lambda b, t: good(list(self.rows.values()) or None),
+        self.on_modify: Callable[[dict[str, Any]], Reply | None] | None = None   # instead of a change, where it answers
+        self.changes: list[dict[str, Any]] = []
+        self.routes |= {"placeOrder": self.place, "cancelOrder": self.cancel, "modifyOrder": self.modify,
+                        "getOrderBook": lambda b, t: good(list(self.rows.values()) or None),
                         "getTradeBook": lambda b, t: good(self.trades or None), "getPosition": lambda b, t: good(self.positions()),
                         "getRMS": lambda b, t: good(self.limits), "quote": lambda b, t: good({"fetched": [], "unfetched": []})}
 
@@ -100,6 +103,18 @@ class FakeVenue(Fake):
         if row["orderstatus"] in ("complete", "cancelled", "rejected"): return bad("AB1007", f"AMX error: order is {row['orderstatus']}")
         row["orderstatus"] = row["status"] = "cancelled"
         return good({"orderid": body["orderid"]})
+
+    def modify(self, body: dict[str, Any], token: str) -> Reply:
+        self.times.append(self.clock())
+        self.changes.append(body)
+        said = self.on_modify(body) if self.on_modify else None
+        if said is None: self.change(body)
+        return said or good({"orderid": body["orderid"], "uniqueorderid": f"u{body['orderid']}"})
+
+    def change(self, body: dict[str, Any], status: str = "modified") -> None:
+        "The exchange has the new terms."
+        (row,) = [r for r in self.rows.values() if r["orderid"] == body["orderid"]]
+        row |= {k: body[k] for k in ("price", "triggerprice", "quantity")} | {"status": status}
 
     def say(self, tag: str, status: str, filled: int = 0, text: str = "") -> None:
         "The order book changes; the trade book does not."

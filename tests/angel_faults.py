@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 from unittest import mock
 
@@ -21,7 +22,7 @@ from scalp_nb.feed import angel_one as feed_angel
 from scalp_nb.order.types import TERMINAL
 from scalp_nb.practice import angel_wire
 from scalp_nb.practice.angel_one import AngelServer
-from scalp_nb.practice.faults import ANGEL_KINDS, Fault, random_script
+from scalp_nb.practice.faults import ANGEL_KINDS, ANGEL_MORE, Fault, random_script
 from scalp_nb.practice.venue import Tape
 from scalp_nb.trader.config import load_config
 from scalp_nb.trader.setup import RunConfig
@@ -30,24 +31,31 @@ START_S = 600   # after the open
 
 
 def tape_of(seed: int) -> Tape:
-    "A walk of three symbols, five levels, whose sizes lean to one side for a while; before it ten minutes of the day are over."
+    """A walk of three symbols, five levels, whose sizes lean to one side for a while; before it ten minutes of the day are over.
+    From seed 1000 on little is shown, so that entries fill in pieces and their stops grow."""
     r, n = drawn(seed), LASTS + MORE
     mid = 10_000 + 800 * np.arange(3) + np.cumsum(np.random.default_rng(seed + 1).integers(-1, 2, (n, 3)), 0)
     lean = np.repeat(r.choice([0.15, 0.5, 0.85], (n // 12 + 1, 3), p=[0.25, 0.5, 0.25]), 12, 0)[:n]
-    return drawn_tape(mid, lean, "XYZ", DAY, START_S)
+    return drawn_tape(mid, lean, "XYZ", DAY, START_S, 200.0 if seed >= 1000 else 2000.0)
 
 
 def script_of(seed: int) -> tuple[Fault, ...]:
-    return walled(random_script(seed, LASTS, 3 + int(drawn(seed).integers(0, 7)), ANGEL_KINDS), {"accept_late": 0.3})
+    "From 1000 on changes of orders are struck as well, each run by three of their faults; the scripts of earlier seeds stay what they were."
+    script = random_script(seed, LASTS, 3 + int(drawn(seed).integers(0, 7)), ANGEL_KINDS)
+    more = random_script(seed, LASTS, 3, (*ANGEL_MORE, "stale_modify")) if seed >= 1000 else ()
+    return walled((*script, *more), {"accept_late": 0.3, "modify_late": 0.3})
 
 
 def config_of(seed: int, tape: Tape, **over: Any) -> RunConfig:
-    "The pressure scalper on five levels, quick to enter and to leave; what rests at the venue and how often an entry is chased differ by seed."
+    """The pressure scalper on five levels, quick to enter and to leave; what rests at the venue and how often an entry is chased differ by seed.
+    From 1000 on a stop always rests."""
+    grows = seed >= 1000
     end = datetime.fromtimestamp(int(tape.rows["ts"][0]) / 1e9 + LASTS, UTC)
     return load_config(RunConfig, None, {
         "venue.broker": "angel_practice", "run.account": "test", "run.seed": seed, "data.symbols": list(tape.universe.symbols), "data.end": end,
         "strategy": {"name": "pressure", "warmup_rows": 5, "cooldown_s": 2.0, "rest_s": 4.0, "decision_window_ms": 250},
-        "sizing": {"mode": "percent", "balance_pct": 0.05}, "exits.mode": ("venue_stop", "oco", "local")[seed % 3], "exits.stop_pct": 0.0006,
+        "sizing": {"mode": "percent", "balance_pct": 0.05}, "exits.mode": ("venue_stop", "oco", "venue_stop" if grows else "local")[seed % 3],
+        "exits.stop_pct": 0.0006,
         "exits.target_pct": 0.001, "exits.entry_timeout_ms": 8_000, "exits.entry_chases": seed % 4, "exits.entry_slip_pct": 0.0001,
         "exits.reprice_ms": 5_000, "exits.time_stop_s": 45.0,
         "risk.max_orders_per_second": 50, "risk.max_orders_per_minute": 500, "risk.max_trades_per_day": 200, "risk.max_consecutive_losses": 100,
@@ -77,11 +85,12 @@ def placed(server: AngelServer) -> list[Placed]:
 
 
 @contextlib.contextmanager
-def arrivals(told: Callable[[str], None]) -> Iterator[None]:
-    "Hear of orders as they arrive."
+def arrivals(told: Callable[[str, Decimal | None], None]) -> Iterator[None]:
+    "Hear of orders and of their changes as they arrive."
     dispatch = angel_wire.dispatch
     def arrived(api: Any, ask: Any) -> Any:
-        if ask.path.endswith("/placeOrder"): told(str(ask.body.get("ordertag")))
+        if ask.path.endswith("/placeOrder"): told(str(ask.body.get("ordertag")), None)
+        if ask.path.endswith("/modifyOrder") and (t := api.orders.tickets.get(ask.body["orderid"])): told(t.tag, Decimal(ask.body["quantity"]))
         return dispatch(api, ask)
     with mock.patch.object(angel_wire, "dispatch", arrived): yield
 

@@ -15,7 +15,8 @@ import pytest
 
 from scalp_nb.broker.base import NEVER, Broker, BrokerState
 from scalp_nb.feed.instrument import Universe
-from scalp_nb.order.types import Intent, OrderState, OrderType, Purpose, Side, Tif, Update, UpdateKind, intent_id
+from scalp_nb.order.machine import step
+from scalp_nb.order.types import Intent, Order, OrderState, OrderType, Purpose, Side, Terms, Tif, Update, UpdateKind, intent_id
 
 K = UpdateKind
 D = Decimal
@@ -223,6 +224,147 @@ class BrokerConformance:
         b, seen = self.start(venue)
         b.cancel("no-such-order", venue.now); seen.add(venue.settle())
         assert seen.kinds["no-such-order"] == [K.CANCEL_REJECTED]
+
+    # ---- other terms
+    def changing(self, venue: VenueDriver, *faults: str) -> tuple[Broker, Seen]:
+        b, seen = self.start(venue, *faults)
+        if not b.caps.modifies: pytest.skip("the venue changes no orders")
+        return b, seen
+
+    def believed(self, i: Intent, seen: Seen) -> Order:
+        "What the order machine makes of everything that was said."
+        o = Order(i, OrderState.SENT)
+        for u in seen.log: o = step(o, u)[0] if u.client_id == i.id else o
+        return o
+
+    def test_modify_where_it_is_not_taken(self, venue: VenueDriver) -> None:
+        b, seen = self.start(venue)
+        if b.caps.modifies: pytest.skip("the venue changes orders")
+        i = self.order(venue, b, Side.BUY, 10, "99.5")
+        self.send(venue, b, seen, i)
+        b.modify(i.id, Terms(D(15), D("99.4"), None), venue.now); seen.add(venue.settle())
+        assert seen.kinds[i.id] == [K.ACK, K.MODIFY_REJECTED]
+        assert [(o.qty, o.limit) for o in self.agree(venue, b, seen).orders] == [(10, D("99.5"))]
+
+    def test_modify(self, venue: VenueDriver) -> None:
+        b, seen = self.changing(venue)
+        i, more = self.order(venue, b, Side.BUY, 10, "99.5"), Terms(D(15), D("99.4"), None)
+        self.send(venue, b, seen, i)
+        b.modify(i.id, more, venue.now); seen.add(venue.settle())
+        assert seen.kinds[i.id] == [K.ACK, K.MODIFIED] and seen.last(i.id, K.MODIFIED).terms == more
+        assert [(o.intent_id, o.qty, o.limit) for o in self.agree(venue, b, seen).orders] == [(i.id, 15, D("99.4"))]
+        seen.add(venue.row(0, ((99.3, 9.0),), ((99.4, 100.0),), 99.4, traded=50)); seen.add(venue.settle())
+        assert seen.filled(i.id) == 15 and self.believed(i, seen).state is OrderState.FILLED
+        self.agree(venue, b, seen)
+
+    def test_modify_of_a_stop(self, venue: VenueDriver) -> None:
+        b, seen = self.changing(venue)
+        i = self.order(venue, b, Side.SELL, 10, stop="99.5")
+        self.send(venue, b, seen, i)
+        more = Terms(D(25), D("98"), D("99.3"))
+        b.modify(i.id, more, venue.now); seen.add(venue.settle())
+        assert seen.last(i.id, K.MODIFIED).terms == more
+        assert [(o.qty, o.limit, o.stop, o.type) for o in self.agree(venue, b, seen).orders] == [(25, D("98"), D("99.3"), i.type)]
+        seen.add(venue.row(0, ((99.4, 50.0),), ((99.5, 50.0),), 99.45, traded=10)); seen.add(venue.settle())
+        assert seen.filled(i.id) == 0                                  # the old trigger is no more
+        seen.add(venue.row(0, ((99.3, 50.0),), ((99.4, 50.0),), 99.3, traded=10)); seen.add(venue.settle())
+        assert seen.filled(i.id) == 25
+        self.agree(venue, b, seen)
+
+    def test_modify_counts_what_is_executed(self, venue: VenueDriver) -> None:
+        b, seen = self.changing(venue)
+        i = self.order(venue, b, Side.BUY, 30, "100.05")
+        self.send(venue, b, seen, i)
+        assert seen.filled(i.id) == 20
+        b.modify(i.id, Terms(D(35), D("100.05"), None), venue.now); seen.add(venue.settle())
+        assert [(o.qty, o.filled) for o in self.agree(venue, b, seen).orders] == [(35, 20)]
+        b.modify(i.id, Terms(D(20), D("100.05"), None), venue.now); seen.add(venue.settle())   # nothing would be left: no change
+        assert seen.kinds[i.id][-1] is K.MODIFY_REJECTED or seen.last(i.id, K.STATUS).terms == Terms(D(35), D("100.05"), None)
+        assert [(o.qty, o.filled) for o in self.agree(venue, b, seen).orders] == [(35, 20)]
+
+    def test_modify_loses_the_race(self, venue: VenueDriver) -> None:
+        b, seen = self.changing(venue)
+        i = self.order(venue, b, Side.BUY, 10, "100.05")
+        b.submit(i, venue.now)
+        b.modify(i.id, Terms(D(15), D("100.05"), None), venue.now)   # before anything has come back
+        seen.add(venue.settle())
+        assert seen.filled(i.id) == 10 and K.MODIFY_REJECTED in seen.kinds[i.id] and K.MODIFIED not in seen.kinds[i.id]
+        b.modify(i.id, Terms(D(15), D("100.05"), None), venue.now); seen.add(venue.settle())
+        assert seen.kinds[i.id].count(K.MODIFY_REJECTED) == 2 and self.believed(i, seen).state is OrderState.FILLED
+        self.agree(venue, b, seen)
+
+    def test_modify_of_an_unknown_order(self, venue: VenueDriver) -> None:
+        b, seen = self.changing(venue)
+        b.modify("no-such-order", Terms(D(15), D("99"), None), venue.now); seen.add(venue.settle())
+        assert seen.kinds["no-such-order"] == [K.MODIFY_REJECTED]
+
+    def test_modify_refused_leaves_the_order_as_it_was(self, venue: VenueDriver) -> None:
+        b, seen = self.changing(venue)
+        i = self.order(venue, b, Side.BUY, 10, "99.5")
+        self.send(venue, b, seen, i)
+        b.modify(i.id, Terms(D(90_000), D("99.5"), None), venue.now); seen.add(venue.settle())   # beyond the account's money
+        assert seen.kinds[i.id] == [K.ACK, K.MODIFY_REJECTED] and seen.last(i.id, K.MODIFY_REJECTED).reason
+        assert [(o.intent_id, o.qty) for o in self.agree(venue, b, seen).orders] == [(i.id, 10)]
+        b.cancel(i.id, venue.now); seen.add(venue.settle())
+        assert seen.kinds[i.id][-1] is K.CANCELED
+
+    def test_modify_then_cancel(self, venue: VenueDriver) -> None:
+        b, seen = self.changing(venue)
+        i = self.order(venue, b, Side.BUY, 10, "99.5")
+        self.send(venue, b, seen, i)
+        b.modify(i.id, Terms(D(15), D("99.4"), None), venue.now)
+        b.cancel(i.id, venue.now); seen.add(venue.settle())
+        assert seen.kinds[i.id][-1] is K.CANCELED and self.believed(i, seen).asked is None
+        seen.add(venue.row(0, ((99.3, 9.0),), ((99.4, 100.0),), 99.4, traded=50)); seen.add(venue.settle())
+        assert seen.filled(i.id) == 0 and self.agree(venue, b, seen).orders == ()
+
+    def test_modify_whose_answer_is_lost(self, venue: VenueDriver) -> None:
+        b, seen = self.changing(venue, "lost_ack")
+        i, more = self.order(venue, b, Side.BUY, 10, "99.5"), Terms(D(15), D("99.4"), None)
+        self.send(venue, b, seen, i)
+        b.query(i.id, venue.now); seen.add(venue.settle())
+        b.modify(i.id, more, venue.now); seen.add(venue.settle())
+        b.query(i.id, venue.now); seen.add(venue.settle())
+        assert seen.last(i.id, K.STATUS).terms == more == self.believed(i, seen).terms
+        assert [(o.intent_id, o.qty, o.limit) for o in self.agree(venue, b, seen).orders] == [(i.id, 15, D("99.4"))]
+
+    def test_modify_while_the_line_is_down(self, venue: VenueDriver) -> None:
+        b, seen = self.changing(venue, "disconnect")
+        i = self.order(venue, b, Side.BUY, 10, "99.5")
+        self.send(venue, b, seen, i)
+        venue.disconnect(10**9)
+        b.modify(i.id, Terms(D(15), D("99.4"), None), venue.now); seen.add(venue.settle())
+        assert seen.kinds[i.id][-1] in (K.MODIFY_NO_ANSWER, K.MODIFY_REJECTED)
+        b.query(i.id, venue.now); seen.add(venue.settle())
+        assert seen.last(i.id, K.STATUS).terms == Terms(D(10), D("99.5"), None)
+        assert [(o.intent_id, o.qty) for o in self.agree(venue, b, seen).orders] == [(i.id, 10)]
+
+    @pytest.mark.parametrize("faults", [("duplicate",), ("late",), ("duplicate", "late")], ids="+".join)
+    def test_modify_when_updates_come_twice_and_late(self, venue: VenueDriver, faults: tuple[str, ...]) -> None:
+        b, seen = self.changing(venue, *faults)
+        i, more = self.order(venue, b, Side.BUY, 10, "99.5"), Terms(D(15), D("99.4"), None)
+        self.send(venue, b, seen, i)
+        b.query(i.id, venue.now); seen.add(venue.settle())
+        b.modify(i.id, more, venue.now); seen.add(venue.settle())
+        assert self.believed(i, seen).terms == more
+        seen.add(venue.row(0, ((99.3, 9.0),), ((99.4, 100.0),), 99.4, traded=50)); seen.add(venue.settle())
+        for u in list(seen.log): seen.add([u])                          # everything again, the old terms as well
+        assert self.believed(i, seen).state is OrderState.FILLED and self.believed(i, seen).terms == more
+
+    def test_modify_on_the_wire_at_a_restart(self, venue: VenueDriver) -> None:
+        b, seen = self.changing(venue, "restart")
+        i, more = self.order(venue, b, Side.BUY, 10, "99.5"), Terms(D(15), D("99.4"), None)
+        self.send(venue, b, seen, i)
+        b.modify(i.id, more, venue.now)
+        b = venue.restart()
+        seen.add(venue.settle())
+        (o,) = b.state(venue.now).orders
+        assert Terms(o.qty, o.limit, o.stop) in (more, Terms(D(10), D("99.5"), None))
+        b.query(i.id, venue.now); seen.add(venue.settle())
+        assert seen.last(i.id, K.STATUS).terms == Terms(o.qty, o.limit, o.stop)
+        b.cancel(i.id, venue.now); seen.add(venue.settle())
+        assert K.CANCELED in seen.kinds[i.id]
+        self.agree(venue, b, seen)
 
     # ---- refusals and ids
     def test_reject_beyond_buying_power(self, venue: VenueDriver) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
-from scalp_nb.order.types import Purpose
+from scalp_nb.order.types import Purpose, UpdateKind
 from scalp_nb.trader.session import EXIT_NOT_FLAT
 from scalp_nb.trader.streaming import recorded_rows
 
@@ -148,12 +148,26 @@ def decided(s: Any, symbol: str, span: Span, exits: dict[str, Any]) -> Iterator[
     if limit and none(given, span[0] + limit + bound): yield f"5: {symbol} known from {span[0]}: not given up {(limit + bound) / 1e9:.0f} s later"
 
 
+def kept(s: Any) -> Iterator[str]:
+    "5: a stop that grows where it rests is at the venue from the request to the answer; one change was sent once."
+    asked = Counter((r.data.client_id, r.data.terms.qty) for r in s.of("command:Modify"))
+    for (id, qty), n in s.seen.changes.items():
+        if n > asked[id, qty]: yield f"2: change of {id} to {qty} arrived {n} times, asked for {asked[id, qty]}"
+    there = {o.id: o for o in s.placed}
+    told = [(r.ts, r.data.update) for r in s.of("event:Evidence") if r.data.update.kind is UpdateKind.MODIFIED]
+    for r in s.of("command:Modify"):
+        done = next((ts for ts, u in told if ts >= r.ts and (u.client_id, u.terms) == (r.data.client_id, r.data.terms)), None)
+        o = there.get(r.data.client_id)
+        away = o is None or o.since > r.ts or o.until < r.ts
+        if done is not None and away: yield f"5: {r.data.client_id} was not at the venue while it was changed"
+
+
 def pressed(s: Any, symbol: str, span: Span, cover: list[Span], intents: dict[str, Any]) -> Iterator[str]:
     "A position that is given up has an exit at the venue, or the trader is seen to do something about it."
     given = next((r.ts for r in s.of("note:exit") if r.data["symbol"] == symbol and span[0] <= r.ts <= span[1]), None)
     if given is None: return
     acts = [r.ts for r in s.of("command:Submit") if r.data.intent.symbol == symbol]
-    acts += [r.ts for r in s.of("command:Cancel", "command:Query") if r.data.client_id in intents]
+    acts += [r.ts for r in s.of("command:Cancel", "command:Modify", "command:Query") if r.data.client_id in intents]
     acts += [r.ts for r in s.of("note:fill", "note:alert") if r.data.get("symbol") == symbol]
     last, bound = max((r.ts for r in s.records), default=0), int(BOUND_S * SECOND)
     open_there = positions(s.truth["executions"], symbol)   # filled there, it may take a while to be known here: `learned_late` judges that

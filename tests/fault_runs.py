@@ -27,8 +27,9 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import orjson
 from alpaca_live import folder
-from fault_checks import after_the_end, protected
+from fault_checks import after_the_end, kept, protected
 
 from scalp_nb.feed.bars import MINUTE
 from scalp_nb.order.types import Purpose
@@ -73,7 +74,7 @@ class House:
     broker: tuple[Any, str]                                            # and of its broker
     busy: Callable[[Any], bool]                                        # whether the broker has a request under way
     connected: Callable[[Any], bool]
-    arrivals: Callable[[Callable[[str], None]], contextlib.AbstractContextManager[None]]   # told the id of each order as it arrives
+    arrivals: Callable[[Callable[[str, Decimal | None], None]], contextlib.AbstractContextManager[None]]   # told of orders and new quantities
     venue: Callable[..., contextlib.AbstractContextManager[Any]]       # (tape, speed, script=, state=, terms=, ...) -> server
     terms: dict[str, Any]                                              # of the account
     placed: Callable[[Any], list[Placed]]                              # the orders of a running venue
@@ -142,6 +143,7 @@ class Seen:
     "What arrived at the venue, as it arrived."
     posts: Counter[str] = field(default_factory=Counter)   # by client order id
     early: list[str] = field(default_factory=list)         # orders that were not durable when they arrived
+    changes: Counter[tuple[str, Decimal]] = field(default_factory=Counter)   # by client order id and new quantity
 
 
 @contextlib.contextmanager
@@ -160,9 +162,15 @@ def stepped(house: House, server: Any, run_dir: Path) -> Iterator[Seen]:
             super().__init__(*args, **how)
             clock.broker = self
 
-    def arrived(client_id: str) -> None:
-        seen.posts[client_id] += 1
+    def arrived(client_id: str, qty: Decimal | None) -> None:
+        if qty is None: seen.posts[client_id] += 1
+        else: seen.changes[client_id, qty] += 1
         with contextlib.closing(sqlite3.connect(f"file:{run_dir / 'store.db'}?mode=ro", uri=True, timeout=5)) as db:
+            if qty is not None:
+                found = db.execute("select data from journal where kind = 'command:Modify' and corr = ?", (client_id,)).fetchall()
+                asked = [Decimal(orjson.loads(d)["terms"]["qty"]) for d, in found]
+                if asked.count(qty) < seen.changes[client_id, qty]: seen.early.append(f"{client_id}, changed to {qty},")
+                return
             if not db.execute("select 1 from order_intents where client_order_id = ?", (client_id,)).fetchone(): seen.early.append(client_id)
 
     watcher = threading.Thread(target=clock.watch, daemon=True)
@@ -290,7 +298,7 @@ def unspoken(s: Story) -> Iterator[str]:
         if any(word in said for word in s.house.secrets): yield f"10: a secret in {path.name}"
 
 
-CHECKS: tuple[Callable[[Story], Iterator[str]], ...] = (durable, once, counted, conserved, protected, fresh, latched, replayed, unspoken)
+CHECKS: tuple[Callable[[Story], Iterator[str]], ...] = (durable, once, counted, conserved, protected, kept, fresh, latched, replayed, unspoken)
 
 
 @dataclass
@@ -300,6 +308,7 @@ class Outcome:
     broken: list[str]
     fills: int = 0
     orders: int = 0
+    changes: int = 0        # of orders, that arrived
     faults: Counter[str] = field(default_factory=Counter)
     cpu: float = 0.0
     wall: float = 0.0
@@ -332,7 +341,7 @@ def run_seed(house: House, seed: int, keep: Path | None = None) -> Outcome:
         tape = house.tape(seed)
         terms = {"seed": seed, "partial_prob": (0.0, 0.1, 0.4)[seed // 3 % 3]}
         s = play(house, home, house.config(seed, tape), tape, house.faults(seed), terms, seed=seed)
-        out = Outcome(seed, broken(s), len(s.truth["executions"]), len(s.placed), Counter(f["fault"] for f in s.faults))
+        out = Outcome(seed, broken(s), len(s.truth["executions"]), len(s.placed), sum(s.seen.changes.values()), Counter(f["fault"] for f in s.faults))
         out.refused, out.cpu, out.wall = not s.of("event:Started"), time.process_time() - cpu, time.monotonic() - wall
         return out
     finally:
@@ -379,7 +388,7 @@ def main(house: House, argv: list[str] | None = None) -> int:
         gc.collect()
         bad += bool(out.broken)
         faults += out.faults
-        sums.update(runs=1, refused=out.refused, fills=out.fills, orders=out.orders)
+        sums.update(runs=1, refused=out.refused, fills=out.fills, orders=out.orders, changes=out.changes)
         if a.verbose or out.broken:
             print(f"seed {seed}: {out.orders} orders, {out.fills} fills, {out.cpu:.1f} s CPU, {out.wall:.1f} s; {dict(out.faults)}", flush=True)
             for line in out.broken: print(f"  {line}")

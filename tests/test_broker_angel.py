@@ -132,8 +132,9 @@ class AngelDriver:
 
     def quiet(self) -> bool:
         b = self.broker
+        up = "down" not in self.proxy.modes   # else nobody can tell what became of a change
         heard = "lost_ack" in self.proxy.modes or b.stats.events + self.base >= self.said
-        waiting = b._hints or b._later or b._compare or b._busy or any(k.asked or k.cancels for k in list(b._known.values()))
+        waiting = b._hints or b._later or b._compare or b._busy or any(k.asked or k.cancels or (k.change and up) for k in list(b._known.values()))
         return not b._lanes.busy and heard and not waiting
 
     def settle(self) -> list[Update]:

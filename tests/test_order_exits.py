@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from scalp_nb.order.exits import (
     Ask,
     CancelOrder,
+    Change,
     ExitConfig,
     ExitView,
     Lifecycle,
@@ -24,15 +25,17 @@ from scalp_nb.order.exits import (
     through_stop,
     touch,
 )
+from scalp_nb.order.machine import amended
 from scalp_nb.order.manager import DuplicateOrder, OrderManager
 from scalp_nb.order.position import PositionBook
-from scalp_nb.order.types import Order, OrderError, OrderState, OrderType, Purpose, Side, Tif, Update, UpdateKind
+from scalp_nb.order.types import Order, OrderError, OrderState, OrderType, Purpose, Side, Terms, Tif, Update, UpdateKind
 
 K, S, P, T = UpdateKind, OrderState, Purpose, OrderType
 MS, SEC, SYM = 10**6, 10**9, 0
 PICK = st.integers(0, 10**6)
 FATES = ["ack", "ack", "ack", "ack", "silent", "lost", "reject"]
 CANCEL_FATES = ["ok", "ok", "ok", "lost", "no_answer", "refuse"]
+MODIFY_FATES = ["ok", "ok", "ok", "silent", "unanswered", "late", "late_unanswered", "lost", "no_answer", "refuse"]
 
 
 def choose(items, pick): return items[pick % len(items)]
@@ -46,6 +49,7 @@ class Caps:
     order_types: frozenset = frozenset({T.LIMIT, T.STOP_LIMIT})
     tifs: frozenset = frozenset({Tif.DAY})
     native_oco: bool = False
+    modifies: int = 0
 
 
 @dataclass
@@ -55,6 +59,7 @@ class Venue:
     orders: dict = field(default_factory=dict)  # id -> [intent, state, filled]
     out: list = field(default_factory=list)     # said and not yet heard
     heard: list = field(default_factory=list)   # said and heard
+    late: list = field(default_factory=list)    # changes that take effect some time
     pos: D = D(0)
     n: int = 0
 
@@ -100,18 +105,33 @@ class Venue:
         for k in self.group(key):
             if self.orders[k][1] is S.OPEN: self.end(k, S.CANCELED, ts)
 
+    def modify(self, key, terms, fate, ts):
+        if fate in ("no_answer", "unanswered", "late_unanswered"): self.say(key, K.MODIFY_NO_ANSWER, ts)
+        if fate in ("late", "late_unanswered"): self.late.append((key, terms))
+        if fate == "refuse": self.say(key, K.MODIFY_REJECTED, ts)
+        if fate in ("ok", "silent", "unanswered"): self.change(key, terms, ts, quiet=fate != "ok")
+
+    def change(self, key, terms, ts, quiet=False):
+        o = self.orders[key]
+        if o[1] is S.OPEN and terms.qty > o[2]: o[0] = amended(o[0], terms)
+        if not quiet: self.say(key, K.MODIFIED if o[1] is S.OPEN else K.MODIFY_REJECTED, ts, terms=terms_of(o) if o[1] is S.OPEN else None)
+
     def query(self, key, ts):
         if key not in self.orders: return self.say(key, K.NOT_FOUND, ts)
         _, state, filled = self.orders[key]
-        self.say(key, K.STATUS, ts, state=state, cum_qty=filled)
+        self.say(key, K.STATUS, ts, state=state, cum_qty=filled, terms=terms_of(self.orders[key]) if state is S.OPEN else None)
+
+
+def terms_of(o): return Terms(o[0].qty, o[0].limit, o[0].stop)
 
 
 class Exits(RuleBasedStateMachine):
     "A minimal trader around the real manager, book and planner."
-    @initialize(mode=st.sampled_from(["venue_stop", "oco", "local"]), native=st.booleans(), market=st.booleans(), plain=st.booleans())
-    def start(self, mode, native, market, plain):
+    @initialize(mode=st.sampled_from(["venue_stop", "oco", "local"]), native=st.booleans(), market=st.booleans(), plain=st.booleans(),
+                modifies=st.sampled_from([0, 1, 3, 20]))
+    def start(self, mode, native, market, plain, modifies):
         types = {T.LIMIT, T.STOP_LIMIT} | ({T.STOP, T.MARKET} if plain else set())
-        self.caps = Caps(frozenset(types), native_oco=native)
+        self.caps = Caps(frozenset(types), native_oco=native, modifies=modifies)
         self.cfg = ExitConfig(mode=mode, allow_market=market, reprice_ms=100)
         self.venue = Venue(native)
         self.m, self.book = self.manager(), PositionBook(D(10**6))
@@ -123,17 +143,24 @@ class Exits(RuleBasedStateMachine):
     def view(self): return ExitView(SYM, self.book.qty(SYM), self.book.avg_px(SYM), self.entry, self.bid, self.ask, self.ts, self.trigger)
     def plan(self): return plan_exits(self.view(), self.m.family(SYM, self.entry), self.cfg, self.caps, rnd)
 
-    def converge(self, fate="ack", cancel_fate="ok"):
+    def converge(self, fate="ack", cancel_fate="ok", modify_fate="ok"):
         for _ in range(20):
             acts = [a for a in self.plan() if not isinstance(a, Ask)]
             for a in self.plan():
                 if isinstance(a, Ask) and self.m.ask(a.client_id, self.ts): self.venue.query(a.client_id, self.ts)
             if not acts: break
-            for a in acts: self.act(a, fate, cancel_fate)
+            for a in acts: self.act(a, fate, cancel_fate, modify_fate)
         else: raise AssertionError(f"the planner does not converge: {acts}")
         if self.book.qty(SYM) == 0 and not self.m.working(SYM): self.trigger = ""
 
-    def act(self, a, fate, cancel_fate):
+    def act(self, a, fate, cancel_fate, modify_fate):
+        if isinstance(a, Change):
+            o = self.m.order(a.client_id)
+            assert o.intent.purpose is P.STOP and not o.filled and o.leaves < a.terms.qty == abs(self.book.qty(SYM))
+            self.m.modify_requested(a.client_id, a.terms, self.ts)
+            assert self.m.order(a.client_id).changes <= self.caps.modifies
+            self.venue.modify(a.client_id, a.terms, modify_fate, self.ts)
+            return
         if isinstance(a, CancelOrder):
             self.m.cancel_requested(a.client_id, self.ts)
             self.venue.cancel(a.client_id, cancel_fate, self.ts)
@@ -177,16 +204,21 @@ class Exits(RuleBasedStateMachine):
     def venue_ends_an_order(self, pick, state, quiet): self.venue.end(choose(self.venue.live(), pick), state, self.ts, quiet)
 
     @precondition(lambda self: self.venue.out)
-    @rule(pick=PICK, fate=st.sampled_from(FATES), cancel_fate=st.sampled_from(CANCEL_FATES), all_=st.booleans())
-    def deliver(self, pick, fate, cancel_fate, all_):
+    @rule(pick=PICK, fate=st.sampled_from(FATES), cancel_fate=st.sampled_from(CANCEL_FATES), modify_fate=st.sampled_from(MODIFY_FATES),
+          all_=st.booleans())
+    def deliver(self, pick, fate, cancel_fate, modify_fate, all_):
         for _ in range(len(self.venue.out) if all_ else 1): self.hear(self.venue.out.pop(pick % len(self.venue.out)))
-        self.converge(fate, cancel_fate)
+        self.converge(fate, cancel_fate, modify_fate)
+
+    @precondition(lambda self: self.venue.late)
+    @rule(pick=PICK, quiet=st.booleans())
+    def a_late_change_takes_effect(self, pick, quiet): self.venue.change(*self.venue.late.pop(pick % len(self.venue.late)), self.ts, quiet)
 
     @precondition(lambda self: self.venue.heard)
     @rule(pick=PICK)
     def deliver_again(self, pick):
         u = choose(self.venue.heard, pick)
-        if u.kind in (K.FILL, K.ACK, K.CANCELED, K.EXPIRED):
+        if u.kind in (K.FILL, K.ACK, K.CANCELED, K.EXPIRED, K.MODIFIED, K.MODIFY_REJECTED):
             assert self.m.on_update(u).fill is None
             self.converge()
 
@@ -245,6 +277,7 @@ class Exits(RuleBasedStateMachine):
     def settle(self):
         "A venue that answers everything, a book that is there: the planner reaches its goal and stays there."
         self.bid, self.ask = 99.95, 100.05
+        while self.venue.late: self.venue.change(*self.venue.late.pop(), self.ts, quiet=True)
         for _ in range(12):
             while self.venue.out: self.hear(self.venue.out.pop(0))
             self.converge()
@@ -259,6 +292,7 @@ class Exits(RuleBasedStateMachine):
         assert self.venue.pos == self.book.qty(SYM)
         exits, pos = [self.venue.orders[k][0] for k in self.exits_at_venue()], abs(self.venue.pos)
         assert sorted(i.id for i in exits) == sorted(o.intent.id for o in self.m.working(SYM) if o.intent.purpose is not P.ENTRY)
+        for i in exits: assert self.m.order(i.id).terms == terms_of([i]) and self.m.order(i.id).asked is None
         if not pos: assert not exits and not (self.trigger and self.venue.live())  # a trigger cancels the entry as well
         elif self.trigger or any(i.purpose in (P.EXIT, P.FLATTEN) for i in exits):
             assert len(exits) == 1 and self.venue.leaves(exits[0].id) == pos and exits[0].purpose in (P.EXIT, P.FLATTEN)
@@ -282,12 +316,13 @@ TestExits = Exits.TestCase
 
 def walk(seed, steps=80):
     r, x = Random(seed), Exits()
-    x.start(r.choice(["venue_stop", "oco", "oco", "local"]), r.random() < 0.7, r.random() < 0.3, r.random() < 0.3)
+    x.start(r.choice(["venue_stop", "oco", "oco", "local"]), r.random() < 0.7, r.random() < 0.3, r.random() < 0.3, r.choice([0, 2, 20, 20]))
     for _ in range(steps):
         pick, p, fate = r.randrange(10**6), r.random(), r.choice(FATES)
         can_enter = not x.book.qty(SYM) and not x.m.working(SYM) and not x.trigger
         if can_enter and p < 0.9: x.enter(r.choice(list(Side)), r.randint(1, 10), fate)
-        elif x.venue.out and p < 0.55: x.deliver(pick, fate, r.choice(CANCEL_FATES), r.random() < 0.7)
+        elif x.venue.late and p < 0.1: x.a_late_change_takes_effect(pick, r.random() < 0.5)
+        elif x.venue.out and p < 0.55: x.deliver(pick, fate, r.choice(CANCEL_FATES), r.choice(MODIFY_FATES), r.random() < 0.7)
         elif x.venue.live() and p < 0.75: x.venue_fills(pick, r.randrange(10**6), r.random() < 0.5)
         elif x.venue.live() and p < 0.78: x.venue_ends_an_order(pick, r.choice([S.CANCELED, S.EXPIRED]), r.random() < 0.5)
         elif p < 0.90: x.time_passes(r.randint(1, 400), r.random() < 0.8, r.choice(["ack", "ack", "reject", "lost"]))
@@ -308,6 +343,37 @@ def test_random_walks(block):
         except BaseException as e:
             e.add_note(f"seed {seed}")
             raise
+
+
+def growing(seed):
+    "Entries that fill in small pieces, so that their stop grows again and again while the venue does as it likes with each change."
+    r, x = Random(seed), Exits()
+    x.start("venue_stop", False, False, False, r.choice([1, 20, 20]))
+    for _ in range(60):
+        pick, p = r.randrange(10**6), r.random()
+        entries = [k for k in x.venue.live() if x.venue.orders[k][0].purpose is P.ENTRY]
+        if not x.book.qty(SYM) and not x.m.working(SYM) and not x.trigger: x.enter(r.choice(list(Side)), 30, "ack")
+        elif x.venue.out and p < 0.5: x.deliver(pick, "ack", r.choice(CANCEL_FATES), r.choice(MODIFY_FATES), r.random() < 0.6)
+        elif entries and p < 0.7: x.venue.fill(entries[0], D(1 + pick % min(4, int(x.venue.leaves(entries[0])))), x.ts)
+        elif x.venue.live() and p < 0.78: x.venue_fills(pick, r.randrange(4), False)
+        elif x.venue.late and p < 0.82: x.a_late_change_takes_effect(pick, r.random() < 0.5)
+        elif p < 0.92: x.time_passes(r.randint(1, 400), r.random() < 0.8, "ack")
+        elif x.venue.heard and p < 0.94: x.deliver_again(pick)
+        elif p < 0.96: x.restart()
+        elif p < 0.98: x.trigger_fires("opposite")
+        x.reduce_only_at_the_venue(), x.books_are_the_heard_executions()
+    x.settle()
+    return sum(o.changes for o in x.m.orders.values())
+
+
+def test_a_stop_that_grows_whatever_becomes_of_its_changes():
+    changes = []
+    for seed in range(300):
+        try: changes.append(growing(seed))
+        except BaseException as e:
+            e.add_note(f"seed {seed}")
+            raise
+    assert sum(changes) > 500
 
 
 # ---------------------------------------------------------------- single cases the machine meets rarely

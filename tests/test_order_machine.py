@@ -1,5 +1,6 @@
 """A hostile broker (lost, late, repeated and shuffled evidence, crashes) against the order manager."""
 import json
+from dataclasses import replace
 from decimal import Decimal as D
 from itertools import permutations
 
@@ -8,9 +9,20 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from scalp_nb.order.machine import anomalies, apply_cancel, apply_sent, is_contradicted, is_ghost, missing_fills, pending_close, step, told
+from scalp_nb.order.machine import (
+    anomalies,
+    apply_cancel,
+    apply_modify,
+    apply_sent,
+    is_contradicted,
+    is_ghost,
+    missing_fills,
+    pending_close,
+    step,
+    told,
+)
 from scalp_nb.order.manager import NEVER, DuplicateOrder, OrderManager, check_shape
-from scalp_nb.order.types import TERMINAL, Intent, Order, OrderError, OrderState, OrderType, Purpose, Side, Tif, Update, UpdateKind
+from scalp_nb.order.types import TERMINAL, Intent, Order, OrderError, OrderState, OrderType, Purpose, Side, Terms, Tif, Update, UpdateKind
 
 K, S, P = UpdateKind, OrderState, Purpose
 MS = 10**6
@@ -21,14 +33,17 @@ INTENT = Intent("id1", 1, 1, "a", "s", "X", 0, Side.BUY, P.ENTRY, D(10), OrderTy
 quantities = st.sampled_from([D(0), D(1), D(3), D(7), D(10), D(12), D(-1), D("nan"), D("inf")])
 updates = st.builds(Update, ts=st.integers(0, 9), client_id=st.just("id1"), kind=st.sampled_from(K), venue_id=st.sampled_from(["", "v"]),
                     exec_id=st.sampled_from(["", "e1", "e2", "e3"]), qty=quantities, px=quantities, cum_qty=st.none() | quantities,
-                    state=st.none() | st.sampled_from(S), reason=st.sampled_from(["", "margin"]))
+                    state=st.none() | st.sampled_from(S), reason=st.sampled_from(["", "margin"]),
+                    terms=st.none() | st.builds(Terms, qty=quantities, limit=st.sampled_from([D(100), D(101), None]), stop=st.just(None)))
+started = st.sampled_from([Order(INTENT, S.INTENT), Order(INTENT, S.SENT)]) | st.builds(
+    lambda qty: apply_modify(Order(INTENT, S.OPEN), Terms(qty, D(100), None), 1), st.sampled_from([D(3), D(12)]))
 
 
 @settings(max_examples=500, deadline=None)
-@example(S.INTENT, [Update(0, "id1", K.NO_ANSWER), Update(0, "id1", K.NOT_FOUND), Update(0, "id1", K.REJECT, cum_qty=D(1))])
-@given(st.sampled_from([S.INTENT, S.SENT]), st.lists(updates, max_size=12))
-def test_any_evidence_counts_each_execution_once_and_is_idempotent(state, bag):
-    order, counted = Order(INTENT, state), {}
+@example(Order(INTENT, S.INTENT), [Update(0, "id1", K.NO_ANSWER), Update(0, "id1", K.NOT_FOUND), Update(0, "id1", K.REJECT, cum_qty=D(1))])
+@given(started, st.lists(updates, max_size=12))
+def test_any_evidence_counts_each_execution_once_and_is_idempotent(order, bag):
+    counted = {}
     for u in bag:
         anomalies(order, u)  # total as well
         before, (order, fill) = order, step(order, u)
@@ -38,8 +53,11 @@ def test_any_evidence_counts_each_execution_once_and_is_idempotent(state, bag):
         elif u.kind is K.FILL: assert u.exec_id in counted or "malformed_fill" in (order.reason,) or pending_close(order)
         assert step(order, u) == (order, None)
         assert order.filled == sum(counted.values(), D(0)) and order.exec_ids == counted.keys()
-        if order.state is S.FILLED: assert order.filled >= 10
-        if order.filled >= 10 and order.state is not S.UNKNOWN: assert order.state is S.FILLED
+        if order.state is S.FILLED: assert order.filled >= order.intent.qty
+        if order.filled >= order.most and order.state is not S.UNKNOWN and order.intent.qty == before.intent.qty: assert order.state is S.FILLED
+        if order.state in TERMINAL: assert order.asked is None
+        if before.asked and order.live and not order.asked: assert u.terms is not None or u.kind is K.MODIFY_REJECTED   # no timer, no silence
+        assert order.intent == replace(INTENT, qty=order.intent.qty, limit=order.intent.limit) and order.intent.qty > 0
         if before.state is S.UNKNOWN and order.state is not S.UNKNOWN: assert u.kind not in (K.NO_ANSWER, K.CANCEL_REJECTED)
         if order.state is S.UNKNOWN and before.state in (S.INTENT, S.SENT):
             assert u.kind is K.NO_ANSWER or pending_close(order) or is_contradicted(order)

@@ -19,7 +19,7 @@ from practice_angel import connect, contained, fixture, market_socket, order, or
 
 from scalp_nb.practice.angel_one import AngelServer
 from scalp_nb.practice.angel_orders import AngelTerms
-from scalp_nb.practice.faults import ANGEL_KINDS, CATALOGUE, random_script, read_script
+from scalp_nb.practice.faults import ANGEL_KINDS, ANGEL_MORE, CATALOGUE, random_script, read_script
 from scalp_nb.practice.venue import walk_tape
 
 pytest.importorskip("pyotp")
@@ -519,6 +519,7 @@ def test_an_order_whose_answer_is_lost_works_and_its_tag_is_in_the_book(kind: st
 def test_every_kind_of_fault_can_be_drawn_and_a_seed_keeps_its_script() -> None:
     drawn = {f.fault for seed in range(120) for f in random_script(seed, 600, kinds=ANGEL_KINDS)}
     assert drawn == set(ANGEL_KINDS) <= set(CATALOGUE)
+    assert {f.fault for seed in range(20) for f in random_script(seed, 600, kinds=ANGEL_MORE)} == set(ANGEL_MORE) <= set(CATALOGUE)
     assert random_script(5, 600, kinds=ANGEL_KINDS) == random_script(5, 600, kinds=ANGEL_KINDS)
 
 

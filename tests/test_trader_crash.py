@@ -146,3 +146,50 @@ def test_two_crashes_under_venue_faults(tape, tmp_path, faults):
             life(cfg, run_dir, crash_at=int(at))
         assert life(cfg, run_dir) == 0
         check(cfg, run_dir, set())
+
+
+GROWING = {"sizing.fixed_qty": 20, "risk.max_trades_per_day": 1}
+
+
+def in_doubt(run_dir: Path) -> set[str]:
+    """Orders with a change that the journal asked for and has no outcome of; terms at the venue are the old ones or those."""
+    store = Store.open(run_dir / "store.db", "crash", exclusive=False)
+    asked = {}
+    for r in store.records():
+        if r.kind == "command:Modify": asked[payload(r).client_id] = payload(r).terms
+        if r.kind == "event:Evidence" and payload(r).update.kind.value.startswith("modif"): asked.pop(payload(r).update.client_id, None)
+    return set(asked)
+
+
+def changes_sent(run_dir: Path) -> Counter:
+    lines = [json.loads(line) for line in (run_dir / "venue.jsonl").read_text().splitlines()]
+    return Counter((x["id"], x["intent"]["qty"]) for x in lines if x["k"] == "wire" and x["op"] == "modify")
+
+
+@pytest.mark.parametrize("faults", [{}, {"lost_ack_prob": 0.5}], ids=["quiet", "lost answers"])
+def test_kill_at_every_boundary_while_a_stop_grows(tape, tmp_path, faults):
+    """An entry that fills in pieces: its stop is changed again and again, and the process dies before and after each of its commits."""
+    cfg = config_for(tape, **GROWING, paper={"partial_prob": 0.8} | faults, **{"run.seed": 7 if faults else 0})
+    assert life(cfg, tmp_path / "whole") == 0
+    assert sum(changes_sent(tmp_path / "whole").values()) >= 3, "the tape makes changes"
+    check(cfg, tmp_path / "whole", set())
+    n = doubted = 0
+    while True:
+        n += 3 if faults else 1
+        run_dir = tmp_path / f"run{n}"
+        status = life(cfg, run_dir, crash_at=n)
+        if status == 0: break
+        assert status == -signal.SIGKILL, f"boundary {n}: status {status}"
+        unprotected = set()
+        if (run_dir / "venue.jsonl").exists():
+            _, _, unprotected = at_crash(cfg, run_dir)
+            store = Store.open(run_dir / "store.db", "crash", exclusive=False)
+            asked = Counter((r.client_id, str(r.terms.qty)) for r in (payload(x) for x in store.records() if x.kind == "command:Modify"))
+            assert changes_sent(run_dir) <= asked, f"boundary {n}: a change was sent before it was durable"  # 1
+            doubted += bool(in_doubt(run_dir))
+        assert life(cfg, run_dir) == 0, f"boundary {n}: the restart did not end flat"
+        check(cfg, run_dir, unprotected)
+        assert max(changes_sent(run_dir).values(), default=1) == 1, "a change was sent again"
+        result = replay_run(run_dir)
+        assert result.ok, f"boundary {n}: record {result.seq}: {result.first}"
+    assert doubted >= (1 if faults else 3), "no death in the middle of a change"

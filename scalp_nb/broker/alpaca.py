@@ -38,7 +38,7 @@ from ..feed.instrument import Universe
 from ..feed.live import Backoff, LinkNews
 from ..feed.packet import FeedError
 from ..feed.websock import SocketError, WebSock, open_socket, payload
-from ..order.types import TERMINAL, Intent, OrderState, OrderType, Purpose, Tif, Update, UpdateKind
+from ..order.types import TERMINAL, Intent, OrderState, OrderType, Purpose, Terms, Tif, Update, UpdateKind
 
 # %% ../../nbs/broker/03_alpaca.ipynb #94340950
 LOOKS = 4   # look-ups of orders under way at once, on threads of their own
@@ -270,6 +270,10 @@ class AlpacaBroker:
         "Ask for cancellation, behind whatever is under way for the same symbol."
         k = self._known.get(client_id)
         self._lanes.put(k.symbol if k is not None and k.symbol else client_id, _cancel, self, client_id)
+
+    def modify(self, client_id: str, terms: Terms, ts: int) -> None:
+        "Never sent: a replacement at Alpaca is another order with another id. `caps.modifies` says so to whoever asks."
+        self._inbox.put(Update(self._clock(), client_id, UpdateKind.MODIFY_REJECTED, reason="not_supported"))
 
     def query(self, client_id: str, ts: int) -> None: _look(self, client_id)
     def on_row(self, row: Rows, traded: float) -> None: return None  # the venue sees the market itself

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from .angel_models import CODES, AngelOrder, amount, broker_order, exchange_of, fills_of, names_of, order_params, precheck, read_hint
-from .angel_models import read_limits, read_order, read_position, read_trade, rows_of, state_of, status_update, why_rejected
+from .angel_models import CODES, AngelOrder, amount, broker_order, exchange_of, fills_of, modify_params, names_of, order_params, precheck, read_hint
+from .angel_models import read_limits, read_order, read_position, read_trade, rows_of, state_of, status_update, terms_of, why_rejected
 from .angel_sdk import AngelAmbiguous, AngelConfig, AngelError, AngelIp, AngelLogin, AngelRate, AngelSession, check_config
 from .base import Account, BrokerCaps, BrokerError, BrokerState
 from .httpcalls import Inbox, Lanes, beside
@@ -35,7 +35,7 @@ from ..feed.live import Backoff, LinkNews
 from ..feed.packet import FeedError
 from ..feed.websock import SocketError, UpgradeRefused, WebSock, open_socket, payload
 from ..order.rules import rules_for
-from ..order.types import TERMINAL, Intent, OrderState, OrderType, Purpose, Tif, Update, UpdateKind
+from ..order.types import TERMINAL, Intent, OrderState, OrderType, Purpose, Terms, Tif, Update, UpdateKind
 
 # %% ../../nbs/broker/04_angel_one.ipynb #52d14cd5
 T = TypeVar("T")
@@ -111,12 +111,20 @@ class Known:
     cancels: int = 0                   # cancels that wait for their outcome
     odd: str = ""                      # a status nobody has listed
     late_ts: int = 0                   # since when executions are missing in the trade book
+    kind: str = ""                     # what it was placed as, in Angel One's words
+    terms: Terms | None = None         # as sent, or as told last
+    change: Terms | None = None        # asked for, and without an outcome
+    change_ts: int = 0                 # when its request began, ns of the clock
+    changed_ts: int = 0                # and ended; 0: not yet
+    changed: bool = False              # by this process, or perhaps by an earlier one: its terms are watched
+    unmoved: int = 0                   # readings in a row with other terms than expected
 
 @dataclass(slots=True)
 class BrokerStats:
     "Counters; they only grow."
     submits: int = 0
     cancels: int = 0
+    modifies: int = 0
     polls: int = 0             # order books read
     details: int = 0           # look-ups of one order
     trades: int = 0            # trade books read
@@ -165,7 +173,8 @@ class AngelBroker:
     ) -> None:
         check_config(config)
         self.universe, self.cfg, self.stats = universe, config, BrokerStats()
-        self.caps = BrokerCaps("angel_one", frozenset({OrderType.LIMIT, OrderType.STOP_LIMIT}), frozenset({Tif.DAY}), False, True, 19, False)
+        self.caps = BrokerCaps("angel_one", frozenset({OrderType.LIMIT, OrderType.STOP_LIMIT}), frozenset({Tif.DAY}), False, True, 19, False,
+                               config.modifies)
         self.watch: npt.NDArray[np.float64] = np.tile(np.array([-np.inf, np.inf]), (len(universe), 1))
         self.session = AngelSession(config, login, clock)
         self._clock, self._closing, self._bell = clock, threading.Event(), threading.Event()
@@ -211,6 +220,12 @@ class AngelBroker:
         "Ask for cancellation, behind whatever is under way for the same symbol."
         k = self._known.get(client_id)
         self._lanes.put(k.symbol if k is not None and k.symbol else client_id, _cancel, self, client_id)
+
+    def modify(self, client_id: str, terms: Terms, ts: int) -> None:
+        "Ask for other terms, behind whatever is under way for the same symbol."
+        k = self._known.get(client_id)
+        if k is not None: k.changed = True
+        self._lanes.put(k.symbol if k is not None and k.symbol else client_id, _modify, self, client_id, terms)
 
     def query(self, client_id: str, ts: int) -> None:
         "Ask what became of an order; the thread that watches the order book answers."
@@ -374,7 +389,7 @@ def _submit(b: AngelBroker, i: Intent) -> None:
     if why is not None: return _reject(b, i.id, *why)
     b.stats.submits += 1
     params = order_params(i, b._instruments[i.symbol])
-    k.variety, k.sent = params["variety"], True
+    k.variety, k.kind, k.terms, k.sent = params["variety"], params["ordertype"], Terms(i.qty, i.limit, i.stop), True
     _audit(b, "place", tag=i.id, symbol=i.symbol, side=int(i.side), qty=i.qty, limit=i.limit, stop=i.stop, purpose=i.purpose.value)
     try: _placed(b, k, b.session.ask("placeOrderFullResponse", params, repeat=False))
     except AngelError as e: _not_placed(b, k, e)
@@ -466,6 +481,51 @@ def _not_cancelled(b: AngelBroker, k: Known, e: AngelError) -> None:
         _no_answer(b, k.client_id, f"cancel: {e.text}")
         with b._lock: k.cancels += e.ambiguous
     _ring(b, k.client_id)
+
+# %% ../../nbs/broker/04_angel_one.ipynb #87c220df
+def _unchangeable(b: AngelBroker, k: Known | None) -> tuple[str, str] | None:
+    "Why a change is not sent: reason code and text."
+    if b._halted: return AngelIp.reason, b._halted
+    if k is None or not k.venue_id: return "not_found", "no such order, or it is not known to have arrived"
+    if k.state in TERMINAL: return str(k.state), "the order has ended"
+    if k.odd: return "unknown_status", f"its status is {k.odd!r}, which nobody has listed"
+    if k.change is not None or k.cancels: return "busy", "a change or a cancel of it is under way"
+    ins = b._instruments.get(k.symbol)
+    if ins is None: return "unknown_symbol", f"{k.symbol}: not in the universe"
+    return _market(ins, Purpose.STOP, OrderType.STOP_LIMIT, b._clock())
+
+def _modify_rejected(b: AngelBroker, client_id: str, reason: str, text: str) -> None:
+    b._inbox.put(Update(b._clock(), client_id, UpdateKind.MODIFY_REJECTED, reason=reason, text=text))
+    _audit(b, "not modified", tag=client_id, reason=reason, text=text)
+
+# %% ../../nbs/broker/04_angel_one.ipynb #e6a9f0e7
+def _modify(b: AngelBroker, client_id: str, terms: Terms) -> None:
+    "Change one order, once."
+    k = b._known.get(client_id)
+    try: why = _unchangeable(b, k)
+    except RuleError as e: why = "no_rules", str(e)
+    if why is None and not b._quota.take("modify", True, 2.0):
+        used = b._quota.second.used, b._quota.hours["modify"].used
+        why = "rate_budget", f"{used[0]} order messages in the last second, {used[1]} changes in the last hour: not sent"
+    if why is not None or k is None: return _modify_rejected(b, client_id, *(why or ("not_found", "no such order")))
+    b.stats.modifies += 1
+    with b._lock: k.change, k.change_ts, k.changed_ts, k.unmoved = terms, b._clock(), 0, 0
+    _audit(b, "modify", tag=client_id, orderid=k.venue_id, qty=terms.qty, limit=terms.limit, stop=terms.stop)
+    try: b.session.ask("modifyOrder", modify_params(k.venue_id, k.kind, b._instruments[k.symbol], terms), repeat=False)
+    except AngelError as e: _not_modified(b, k, e)
+    finally: k.changed_ts = b._clock()
+    _ring(b, client_id)
+
+def _not_modified(b: AngelBroker, k: Known, e: AngelError) -> None:
+    "What a failed change proves: a definite no that nothing was done, anything else nothing."
+    _audit(b, "modify failed", tag=k.client_id, reason=e.reason, code=e.code, text=e.text)
+    if isinstance(e, AngelIp): _halt(b, e)
+    if isinstance(e, AngelRate): _limited(b)
+    with b._lock:
+        if k.change is None: return   # the order book was faster
+        if e.ambiguous: return b._inbox.put(Update(b._clock(), k.client_id, UpdateKind.MODIFY_NO_ANSWER, reason="no_answer", text=e.text))
+        k.change = None
+    _modify_rejected(b, k.client_id, e.reason, e.text)
 
 # %% ../../nbs/broker/04_angel_one.ipynb #3ec1f011
 def _start(b: AngelBroker) -> None:
@@ -559,7 +619,7 @@ def _learn(b: AngelBroker, o: AngelOrder, k: Known) -> Known:
     "Note what a row says about an order's ids."
     with b._lock:
         k.symbol, k.venue_id = k.symbol or b._names.get(o.name, o.name), o.id
-        k.unique, k.variety, k.sent = o.unique or k.unique, o.variety or k.variety, True
+        k.unique, k.variety, k.kind, k.sent = o.unique or k.unique, o.variety or k.variety, k.kind or o.type, True
         b._by_venue[o.id] = k.client_id
         return k
 
@@ -593,6 +653,7 @@ def _row(b: AngelBroker, k: Known, o: AngelOrder, fills: list[Update]) -> None:
         if st is OrderState.UNKNOWN: return _strange(b, k, o)
         k.odd = ""
         if k.state in TERMINAL and st not in TERMINAL: return _ghost(b, k, o)
+        if k.changed: _terms(b, k, o, st)
         if o.filled > k.told and not _overdue(b, k, o): return _soon(b, k)
         k.late_ts = k.late_ts if o.filled > k.told else 0
         _state(b, k, o, st)
@@ -645,7 +706,8 @@ def _wants(b: AngelBroker, k: Known) -> bool:
 def _answer(b: AngelBroker, k: Known, o: AngelOrder) -> None:
     if not _wants(b, k): return
     k.asked = False
-    b._inbox.put(status_update(o, k.client_id, b._clock(), "looked_up"))
+    certain = k.changed and k.change is None and b._began > k.change_ts and state_of(o) not in TERMINAL
+    b._inbox.put(replace(status_update(o, k.client_id, b._clock(), "looked_up"), terms=terms_of(o) if certain else None))
 
 def _state(b: AngelBroker, k: Known, o: AngelOrder, st: OrderState) -> None:
     "The state of an order whose executions are told."
@@ -660,6 +722,50 @@ def _state(b: AngelBroker, k: Known, o: AngelOrder, st: OrderState) -> None:
     if st is OrderState.SENT: _soon(b, k)
     _answer(b, k, o)
     if before is not st: _audit(b, "state", tag=k.client_id, state=st.value, status=o.status, filled=o.filled)
+
+# %% ../../nbs/broker/04_angel_one.ipynb #73eab96a
+def _terms(b: AngelBroker, k: Known, o: AngelOrder, st: OrderState) -> None:
+    "A row's terms as evidence."
+    if b._began <= k.change_ts: return   # the row may be older than the request
+    if st in TERMINAL: return _change_over(b, k, o)
+    shown = terms_of(o)
+    if shown is None: return None if k.change is None or st is OrderState.UNKNOWN else _soon(b, k)
+    if k.terms is None and k.change is None: k.terms = shown
+    if shown == k.change: return _has_terms(b, k, o, shown)
+    if shown == k.terms: return _unmoved(b, k, o)
+    k.unmoved += 1
+    if k.change is None and k.unmoved < b.cfg.absent_polls: return
+    _tell(b, "warning", f"order {o.id} of {k.symbol} has terms that were not asked for: {o.qty} at {o.limit}, trigger {o.stop}", k.symbol)
+    _has_terms(b, k, o, shown)
+
+def _has_terms(b: AngelBroker, k: Known, o: AngelOrder, shown: Terms) -> None:
+    "Told: the order works with these."
+    k.terms, k.change, k.unmoved = shown, None, 0
+    b._inbox.put(Update(b._clock(), k.client_id, UpdateKind.MODIFIED, o.id, cum_qty=o.filled, terms=shown))
+    _audit(b, "terms", tag=k.client_id, qty=shown.qty, limit=shown.limit, stop=shown.stop)
+
+def _unmoved(b: AngelBroker, k: Known, o: AngelOrder) -> None:
+    "The old terms: the change was refused, has not arrived yet, or never will."
+    if k.change is None:
+        k.unmoved = 0
+        return
+    if o.step == "not modified": return _change_failed(b, k, "not_modified", o.text)
+    if not k.changed_ts or b._began < k.changed_ts + int(b.cfg.settle_s * SECOND): return _soon(b, k)
+    k.unmoved += 1
+    if k.unmoved < b.cfg.absent_polls: return
+    k.change, k.unmoved = None, 0
+    b._inbox.put(replace(status_update(o, k.client_id, b._clock(), "not_modified"), terms=k.terms))   # no refusal: should it come late, it is told
+
+# %% ../../nbs/broker/04_angel_one.ipynb #5aa45c50
+def _change_failed(b: AngelBroker, k: Known, reason: str, text: str) -> None:
+    k.change, k.unmoved = None, 0
+    _modify_rejected(b, k.client_id, reason, text)
+
+def _change_over(b: AngelBroker, k: Known, o: AngelOrder) -> None:
+    "The order has ended: with the new terms, or before them."
+    if k.change is None: return
+    if (o.qty, o.limit) == (k.change.qty, k.change.limit): _has_terms(b, k, o, k.change)
+    else: _change_failed(b, k, str(state_of(o)), "the order ended before it was changed")
 
 # %% ../../nbs/broker/04_angel_one.ipynb #a83a411d
 def _absent(b: AngelBroker, present: Iterable[str]) -> None:
@@ -796,6 +902,7 @@ def _inherit(b: AngelBroker, o: AngelOrder, fills: tuple[Update, ...]) -> None:
         mine = [u for u in fills if u.venue_id == o.id]
         b._execs.update(u.exec_id for u in mine)
         k.state, k.told, k.acked = state_of(o), sum((u.qty for u in mine), Decimal(0)), True
+        k.terms, k.changed = terms_of(o), k.state not in TERMINAL
 
 # %% ../../nbs/broker/04_angel_one.ipynb #4810af52
 def _learn_bands(b: AngelBroker) -> None:

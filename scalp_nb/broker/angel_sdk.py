@@ -27,7 +27,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .base import BrokerError
+from .base import MODIFIES, BrokerError
 from .httpcalls import Answer, json_of, never_sent, tame
 from ..feed.angel_wire import AngelTokens
 from ..feed.packet import FeedError
@@ -139,6 +139,7 @@ class AngelConfig(BaseModel):
     connect_timeout_s: float = Field(1.5, gt=0, le=30, description="for a connection, s on the wall")
     read_timeout_s: float = Field(5.0, gt=0, le=60, description="for an answer, s on the wall")
     attempts: int = Field(3, ge=1, le=10, description="of look-ups and cancels; an order is sent once")
+    modifies: int = Field(MODIFIES, ge=0, le=25, description="changes of one order; 0 = a stop that must grow is cancelled and placed anew")
     workers: int = Field(8, ge=1, le=32, description="order messages under way at once")
     orders_per_s: int = Field(8, ge=1, le=9, description="place, modify and cancel together; Angel One allows 9 a second")
     reserve_per_s: int = Field(3, ge=0, le=8, description="of these, for cancels and exits alone")

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SCALE', 'UNKNOWN_QUEUE', 'to_units', 'from_units', 'draw', 'Book', 'read_book', 'Trigger', 'Working', 'Exchange',
            'current_book', 'end_order', 'record_fill', 'queue_ahead', 'open_order', 'join_group', 'accept', 'match_row',
-           'cancel_order', 'expire', 'next_expiry', 'status', 'watch_range', 'pauses']
+           'cancel_order', 'expire', 'change_order', 'modify_order', 'next_expiry', 'status', 'watch_range', 'pauses']
 
 # %% ../../nbs/broker/01_exchange.ipynb #f2a26708
 import hashlib
 import math
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from enum import StrEnum
 
@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..feed.depth import FLAG_AUCTION, FLAG_HALT, LEVELS, Rows
-from ..order.types import TERMINAL, Intent, OrderState, Tif, Update, UpdateKind
+from ..order.machine import amended
+from ..order.types import TERMINAL, Intent, OrderState, Terms, Tif, Update, UpdateKind
 from .base import NEVER, BrokerError
 
 # %% ../../nbs/broker/01_exchange.ipynb #53313f38
@@ -104,6 +105,7 @@ class Working:
     execs: int = 0
     queue: int = UNKNOWN_QUEUE  # quantity ahead of us at our price
     cut: bool = False     # an OCO sibling reduced it
+    changes: int = 0      # of its terms
     reason: str = ""
 
     @property
@@ -351,6 +353,35 @@ def expire(
 ) -> list[Update]:
     "End the DAY orders whose session is over."
     return [end_order(ex, w, UpdateKind.EXPIRED, ts, "day") for ws in ex.live.values() for w in list(ws) if w.expiry <= ts]
+
+# %% ../../nbs/broker/01_exchange.ipynb #c02f3c59
+def change_order(
+    ex: Exchange,  # the exchange
+    w: Working,  # a live order
+    terms: Terms,  # good ones, more than is executed
+) -> None:
+    "Put other terms on the books without matching them: the first half of `modify_order`, and how a venue restores them."
+    w.intent, w.qty, w.changes = amended(w.intent, terms), to_units(terms.qty), w.changes + 1
+    w.px = None if terms.limit is None else to_units(terms.limit)
+    if w.trig is not None and terms.stop is not None: w.trig = to_units(terms.stop)
+    ex.live[w.intent.sym].remove(w)
+    ex.live[w.intent.sym].append(w)
+
+def modify_order(
+    ex: Exchange,  # the exchange
+    client_id: str,  # order to change
+    terms: Terms,  # what it shall have
+    row: Rows,  # shape (1,): the symbol's latest row
+    ts: int,  # exchange time of arrival, ns UTC
+) -> list[Update]:  # MODIFIED, then fills and ends; or MODIFY_REJECTED with the reason
+    "A change arrives; it may have lost the race."
+    w = ex.orders.get(client_id)
+    if w is None: return [Update(ts, client_id, UpdateKind.MODIFY_REJECTED, reason="not_found")]
+    if not w.live: return [_say(w, UpdateKind.MODIFY_REJECTED, ts, w.state.value)]
+    if to_units(terms.qty) <= w.filled: return [_say(w, UpdateKind.MODIFY_REJECTED, ts, "executed")]
+    change_order(ex, w, terms)
+    done = replace(_say(w, UpdateKind.MODIFIED, ts), terms=terms)
+    return [done, *(_enter if w.trig is None else _arm)(ex, current_book(ex, row, w.intent.sym), w, ts)]
 
 # %% ../../nbs/broker/01_exchange.ipynb #be0dedea
 def next_expiry(

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PaperConfig', 'angel_like', 'alpaca_like', 'crypto_like', 'caps_of', 'EventLog', 'open_log', 'Position', 'Venue',
            'latency', 'window_end', 'deliver', 'move_position', 'book_fill', 'buying_power', 'refusal', 'hang_up',
-           'require_open', 'publish', 'look_up', 'day_end', 'advance', 'send', 'intent_from', 'restore', 'resume',
-           'account', 'working_order', 'snapshot', 'no_fee', 'new_venue', 'PaperBroker', 'require_line', 'read_state',
-           'see_row', 'next_event', 'arrived']
+           'require_open', 'publish', 'look_up', 'terms_of', 'day_end', 'advance', 'send', 'intent_from', 'restore',
+           'resume', 'account', 'working_order', 'snapshot', 'no_fee', 'new_venue', 'PaperBroker', 'send_change',
+           'require_line', 'read_state', 'see_row', 'next_event', 'arrived']
 
 # %% ../../nbs/broker/02_paper.ipynb #d5e0a2c7
 import fcntl
@@ -17,7 +17,7 @@ import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from statistics import NormalDist
@@ -30,12 +30,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..feed.depth import Rows
 from ..feed.instrument import Universe
-from ..order.types import Fill, Intent, OrderState, OrderType, Purpose, Side, Tif, Update, UpdateKind
-from .base import NEVER, Account, BrokerCaps, BrokerError, BrokerOrder, BrokerState
-from .exchange import Exchange, Trigger, Working, accept, cancel_order, draw, end_order, expire, from_units
+from ..order.machine import amended
+from ..order.types import Fill, Intent, OrderState, OrderType, Purpose, Side, Terms, Tif, Update, UpdateKind
+from .base import MODIFIES, NEVER, Account, BrokerCaps, BrokerError, BrokerOrder, BrokerState
+from .exchange import Exchange, Trigger, Working, accept, cancel_order, change_order, draw, end_order, expire, from_units
 
 # isort: split
-from .exchange import join_group, match_row, next_expiry, open_order, record_fill, status, to_units, watch_range
+from .exchange import join_group, match_row, modify_order, next_expiry, open_order, record_fill, status, to_units, watch_range
 
 # %% ../../nbs/broker/02_paper.ipynb #5da2491a
 _Prob = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -72,6 +73,7 @@ class PaperConfig(BaseModel):
     fractional: bool = False             # six decimals, or the instrument's own step
     id_width: Annotated[int, Field(ge=12, le=52)] = 26
     disconnects: Annotated[tuple[Annotated[tuple[int, int], _Loose], ...], _Loose] = ()  # [start, end) ns UTC, ascending
+    modifies: Annotated[int, Field(ge=0, le=1000)] = 0   # changes of one order; 0 = none are taken
     disconnect_drops: bool = False       # updates due in a window are lost; otherwise they come at its end
 
     @model_validator(mode="after")
@@ -86,7 +88,8 @@ def angel_like(
     **over: Any,  # PaperConfig fields to change
 ) -> PaperConfig:
     "Terms of Angel One for an algorithm: limit and stop-limit, DAY, no linked orders, short client ids."
-    terms = {"name": "paper-angel", "order_types": ["limit", "stop_limit"], "tifs": ["day"], "native_oco": False, "id_width": 19}
+    terms = {"name": "paper-angel", "order_types": ["limit", "stop_limit"], "tifs": ["day"], "native_oco": False, "id_width": 19,
+             "modifies": MODIFIES}
     return PaperConfig.model_validate({**terms, **over})
 
 def alpaca_like(
@@ -107,7 +110,7 @@ def caps_of(
     cfg: PaperConfig,  # venue
 ) -> BrokerCaps:
     "What the configured venue accepts."
-    return BrokerCaps(cfg.name, cfg.order_types, cfg.tifs, cfg.native_oco, cfg.short, cfg.id_width, cfg.fractional)
+    return BrokerCaps(cfg.name, cfg.order_types, cfg.tifs, cfg.native_oco, cfg.short, cfg.id_width, cfg.fractional, cfg.modifies)
 
 # %% ../../nbs/broker/02_paper.ipynb #bc0539b5
 @dataclass(slots=True)
@@ -236,6 +239,9 @@ def _push(v: Venue, due: int, u: Update) -> None:
     heapq.heappush(v.out, (end or due, v.n, u))
 
 # %% ../../nbs/broker/02_paper.ipynb #d3b4c989
+_ANSWERS = {UpdateKind.ACK: UpdateKind.NO_ANSWER, UpdateKind.REJECT: UpdateKind.NO_ANSWER,   # what can be lost, and what is heard instead
+            UpdateKind.MODIFIED: UpdateKind.MODIFY_NO_ANSWER, UpdateKind.MODIFY_REJECTED: UpdateKind.MODIFY_NO_ANSWER}
+
 def deliver(
     v: Venue,  # the venue
     u: Update,  # what the client should learn
@@ -244,9 +250,9 @@ def deliver(
     "Send one update to the client, faults included."
     c, key = v.cfg, (u.client_id, u.kind.value, u.exec_id, u.ts)
     due = v.last_due = max(v.last_due, u.ts + latency(c, c.response_latency_ns, *key, samples=c.response_latency_samples))
-    if u.kind in (UpdateKind.ACK, UpdateKind.REJECT) and c.lost_ack_prob and draw(c.seed, "lost", *key) < c.lost_ack_prob:
+    if u.kind in _ANSWERS and c.lost_ack_prob and draw(c.seed, "lost", *key) < c.lost_ack_prob:
         at = sent + c.answer_timeout_ns
-        if at > sent: _push(v, at, Update(at, u.client_id, UpdateKind.NO_ANSWER, reason="timeout"))
+        if at > sent: _push(v, at, Update(at, u.client_id, _ANSWERS[u.kind], reason="timeout"))
         return
     if u.kind is UpdateKind.FILL and c.late_fill_prob and draw(c.seed, "late", *key) < c.late_fill_prob: due += c.late_fill_ns
     _push(v, due, u)
@@ -328,7 +334,8 @@ def _bad_account(v: Venue, i: Intent) -> str:
     opening = _opening(v, i.sym, i.side, i.qty)
     if i.side is Side.SELL and opening and not v.universe[i.sym].shortable: return "not_shortable"
     if i.side is Side.SELL and not v.cfg.short:
-        others = (w for w in v.ex.live.get(i.sym, ()) if w.side < 0 and not (v.cfg.native_oco and i.oco and w.intent.oco == i.oco))
+        others = (w for w in v.ex.live.get(i.sym, ())
+                  if w.side < 0 and w.intent.id != i.id and not (v.cfg.native_oco and i.oco and w.intent.oco == i.oco))
         if sum((from_units(w.qty - w.filled) for w in others), i.qty) > (v.pos[i.sym].qty if i.sym in v.pos else 0): return "short"
     if not opening: return ""
     quote = float(v.books[i.sym]["ask_px" if i.side > 0 else "bid_px"][0])
@@ -373,7 +380,8 @@ def require_open(
     "Refuse a venue that was closed, by its owner or by a failed write."
     if v.closed: raise BrokerError("paper venue connection", "closed", "an open one", "connect a new PaperBroker")
 
-_EVENTS = frozenset({UpdateKind.ACK, UpdateKind.REJECT, UpdateKind.FILL, UpdateKind.CANCELED, UpdateKind.EXPIRED, UpdateKind.CANCEL_REJECTED})
+_EVENTS = frozenset({UpdateKind.ACK, UpdateKind.REJECT, UpdateKind.FILL, UpdateKind.CANCELED, UpdateKind.EXPIRED, UpdateKind.CANCEL_REJECTED,
+                     UpdateKind.MODIFY_REJECTED})
 
 def _record(v: Venue, u: Update) -> None:
     "Log an event and move the money."
@@ -382,6 +390,7 @@ def _record(v: Venue, u: Update) -> None:
         fee, kept = v.fee(_to_fill(w, u)), v.keep(_to_fill(w, u))
         _remember(v, k=u.kind, ts=u.ts, id=u.client_id, exec=u.exec_id, qty=u.qty, px=u.px, fee=fee, **({"kept": kept} if kept else {}))
         book_fill(v, w, u, fee, kept)
+    elif u.kind is UpdateKind.MODIFIED and u.terms is not None: _remember(v, k=u.kind, ts=u.ts, id=u.client_id, terms=asdict(u.terms))
     elif u.kind in _EVENTS: _remember(v, k=u.kind, ts=u.ts, id=u.client_id, venue_id=u.venue_id, reason=u.reason)
 
 def _record_triggers(v: Venue) -> None:
@@ -397,7 +406,7 @@ def publish(
 ) -> None:
     "Write events down, account for them, and send them on their way."
     for u in updates:
-        if u.kind is not UpdateKind.ACK: _record_triggers(v)  # a stop may go off on arrival: its birth comes first
+        if u.kind not in (UpdateKind.ACK, UpdateKind.MODIFIED): _record_triggers(v)  # a stop may go off on arrival: its birth comes first
         _record(v, u)
         deliver(v, u, sent)
     _record_triggers(v)
@@ -414,7 +423,14 @@ def look_up(
     "What the venue knows of a client id."
     if client_id in v.rejected:
         return Update(ts, client_id, UpdateKind.STATUS, cum_qty=Decimal(0), state=OrderState.REJECTED, reason=v.rejected[client_id])
-    return status(v.ex, client_id, ts)
+    found, w = status(v.ex, client_id, ts), v.ex.orders.get(client_id)
+    return found if w is None or not w.live or not v.cfg.modifies else replace(found, terms=terms_of(w.intent))
+
+def terms_of(
+    i: Intent,  # as it stands
+) -> Terms:
+    "What of it could be changed."
+    return Terms(i.qty, i.limit, i.stop)
 
 def _arrive_order(v: Venue, i: Intent, ts: int, sent: int) -> None:
     if i.id in v.ex.orders or i.id in v.rejected: return publish(v, [look_up(v, i.id, ts)])
@@ -438,10 +454,24 @@ def _arrive(v: Venue, op: str, client_id: str, intent: Intent | None, ts: int, s
     "One request reaches the exchange."
     if op == "submit" and intent is not None: _arrive_order(v, intent, ts, sent)
     elif op == "query": publish(v, [look_up(v, client_id, ts)])
+    elif op == "modify": _arrive_change(v, client_id, intent, ts, sent)
     elif client_id in v.rejected: publish(v, [Update(ts, client_id, UpdateKind.CANCEL_REJECTED, reason="rejected")])
     else:
         w = v.ex.orders.get(client_id)
         publish(v, [cancel_order(v.ex, client_id, ts)], w.intent.sym if w else -1)
+
+def _arrive_change(v: Venue, client_id: str, intent: Intent | None, ts: int, sent: int) -> None:
+    w = v.ex.orders.get(client_id)
+    bad = "not_found" if intent is None or w is None else _bad_change(v, w, intent) if w.live else ""
+    if bad or intent is None: return publish(v, [Update(ts, client_id, UpdateKind.MODIFY_REJECTED, reason=bad)], sent=sent)
+    publish(v, modify_order(v.ex, client_id, terms_of(intent), v.books[intent.sym:intent.sym + 1], ts), intent.sym, sent)
+
+def _bad_change(v: Venue, w: Working, i: Intent) -> str:
+    "Reason code of a change the venue does not take."
+    c = v.cfg
+    if w.changes >= c.modifies: return "modifies"
+    bad = _bad_form(v, i) or (_bad_account(v, replace(i, qty=i.qty - from_units(w.filled))) if i.qty > from_units(w.filled) else "")
+    return bad or ("venue_reject" if c.reject_prob and draw(c.seed, "reject", i.id, w.changes, "change") < c.reject_prob else "")
 
 def _expire(v: Venue, ts: int) -> None:
     for u in expire(v.ex, ts): publish(v, [u], v.ex.orders[u.client_id].intent.sym)
@@ -463,15 +493,16 @@ def advance(
 # %% ../../nbs/broker/02_paper.ipynb #2e46b087
 def send(
     v: Venue,  # the venue
-    op: str,  # "submit", "cancel" or "query"
+    op: str,  # "submit", "cancel", "modify" or "query"
     client_id: str,  # order it is about
     ts: int,  # ns UTC
-    intent: Intent | None = None,  # the order, for a submit
+    intent: Intent | None = None,  # the order, for a submit; with its new terms, for a modify
 ) -> None:
     "Put one request on the wire."
     require_open(v)
     v.n += 1
-    if window_end(v.cfg, ts): return heapq.heappush(v.out, (ts, v.n, Update(ts, client_id, UpdateKind.NO_ANSWER, reason="disconnected", text=op)))
+    silence = UpdateKind.MODIFY_NO_ANSWER if op == "modify" else UpdateKind.NO_ANSWER
+    if window_end(v.cfg, ts): return heapq.heappush(v.out, (ts, v.n, Update(ts, client_id, silence, reason="disconnected", text=op)))
     c = v.cfg
     travel = latency(c, c.order_latency_ns, op, client_id, ts, samples=c.order_latency_samples)
     at = v.last_arrival = max(v.last_arrival, ts + travel + c.feed_latency_ns)
@@ -491,6 +522,7 @@ def _replay_fill(v: Venue, r: dict[str, Any]) -> None:
     w = v.ex.orders[r["id"]]
     u = record_fill(v.ex, w, to_units(Decimal(r["qty"])), to_units(Decimal(r["px"])), r["ts"])[0]
     if u.exec_id != r["exec"]: raise ValueError(f"execution {r['exec']} where {u.exec_id} follows")
+    v.fee(_to_fill(w, u))   # what the next execution of the order costs may depend on this one
     book_fill(v, w, u, Decimal(r["fee"]), Decimal(r.get("kept", 0)))
 
 def _replay_ack(v: Venue, i: Intent, r: dict[str, Any]) -> None:
@@ -503,7 +535,7 @@ def _replay(v: Venue, r: dict[str, Any], pending: dict[tuple[str, str], dict[str
     "Apply one remembered event."
     k, cid = r["k"], r.get("id", "")
     if k == "wire":
-        if r["op"] == "cancel" or not (cid in v.ex.orders or cid in v.rejected): pending.setdefault((r["op"], cid), r)
+        if r["op"] in ("cancel", "modify") or not (cid in v.ex.orders or cid in v.rejected): pending.setdefault((r["op"], cid), r)
     elif k == "ack": _replay_ack(v, intent_from(pending.pop(("submit", cid))["intent"]), r)
     elif k == "reject":
         del pending[("submit", cid)]
@@ -513,6 +545,11 @@ def _replay(v: Venue, r: dict[str, Any], pending: dict[tuple[str, str], dict[str
     elif k in ("canceled", "expired", "cancel_rejected"):
         if k != "cancel_rejected" and v.ex.orders[cid].live: end_order(v.ex, v.ex.orders[cid], UpdateKind(k), r["ts"], r["reason"])
         if k != "expired" and r["reason"] != "oco": pending.pop(("cancel", cid), None)
+    elif k == "modified":
+        limit, stop = (None if r["terms"][x] is None else Decimal(r["terms"][x]) for x in ("limit", "stop"))
+        change_order(v.ex, v.ex.orders[cid], Terms(Decimal(r["terms"]["qty"]), limit, stop))
+        pending.pop(("modify", cid), None)
+    elif k == "modify_rejected": pending.pop(("modify", cid), None)
     else: raise ValueError(f"unknown event {k!r}")
 
 def _header(v: Venue) -> dict[str, Any]:
@@ -634,6 +671,7 @@ class PaperBroker:
     def connect(self, ts: int) -> None: require_line(self.venue, ts)
     def submit(self, intent: Intent, ts: int) -> None: send(self.venue, "submit", intent.id, ts, intent)
     def cancel(self, client_id: str, ts: int) -> None: send(self.venue, "cancel", client_id, ts)
+    def modify(self, client_id: str, terms: Terms, ts: int) -> None: send_change(self.venue, client_id, terms, ts)
     def query(self, client_id: str, ts: int) -> None: send(self.venue, "query", client_id, ts)
     def state(self, ts: int) -> BrokerState: return read_state(self.venue, ts)
     def on_row(self, row: Rows, traded: float) -> None: see_row(self.venue, row, traded)
@@ -642,6 +680,16 @@ class PaperBroker:
     def close(self, ts: int) -> None: hang_up(self.venue)
 
 # %% ../../nbs/broker/02_paper.ipynb #71ce6b94
+def send_change(
+    v: Venue,  # the venue
+    client_id: str,  # order it is about
+    terms: Terms,  # what it shall have
+    ts: int,  # ns UTC
+) -> None:
+    "Ask for other terms of an order that the client has seen confirmed."
+    w = v.ex.orders.get(client_id)
+    send(v, "modify", client_id, ts, None if w is None else amended(w.intent, terms))
+
 def require_line(
     v: Venue,  # the venue
     ts: int,  # ns UTC

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RoundFn', 'ExitAction', 'EXITING', 'ExitConfig', 'levels', 'beyond', 'touch', 'VenueCaps', 'ExitView', 'Place',
-           'CancelOrder', 'Ask', 'needs_answer', 'cancels', 'committed', 'failed', 'retry_at', 'stop_type',
-           'protection', 'leaving', 'fits', 'excessive', 'through_stop', 'reprice', 'plan_exits', 'plan_deadline',
-           'Lifecycle', 'lifecycle']
+           'CancelOrder', 'Ask', 'Change', 'needs_answer', 'cancels', 'committed', 'failed', 'retry_at', 'stop_type',
+           'protection', 'leaving', 'fits', 'excessive', 'through_stop', 'growable', 'reprice', 'plan_exits',
+           'plan_deadline', 'Lifecycle', 'lifecycle']
 
 # %% ../../nbs/order/04_exits.ipynb #a83cc9c2
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +19,7 @@ from typing import Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .machine import LIVE_AT_VENUE
-from .types import Order, OrderError, OrderState, OrderType, Purpose, Side, Tif
+from .types import Order, OrderError, OrderState, OrderType, Purpose, Side, Terms, Tif
 
 # %% ../../nbs/order/04_exits.ipynb #be40a2fa
 class ExitConfig(BaseModel):
@@ -100,6 +100,8 @@ class VenueCaps(Protocol):
     def tifs(self) -> frozenset[Tif]: ...
     @property
     def native_oco(self) -> bool: ...
+    @property
+    def modifies(self) -> int: ...
 
 # %% ../../nbs/order/04_exits.ipynb #49eed27c
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,14 @@ class Ask:
     "Look this order up; the caller throttles with `OrderManager.ask`."
     client_id: str
 
-ExitAction = Place | CancelOrder | Ask
+@dataclass(frozen=True, slots=True)
+class Change:
+    "Give this working order other terms."
+    client_id: str
+    terms: Terms
+    reason: str
+
+ExitAction = Place | CancelOrder | Change | Ask
 
 # %% ../../nbs/order/04_exits.ipynb #3d0d9013
 EXITING = frozenset({Purpose.EXIT, Purpose.FLATTEN})
@@ -153,7 +162,7 @@ def needs_answer(
     o: Order,  # a live order
 ) -> bool:  # True when it should be looked up
     "Does only a look-up tell how to go on?"
-    return o.state is OrderState.UNKNOWN or o.reason in ("cancel_rejected", "cancel_no_answer")
+    return o.state is OrderState.UNKNOWN or o.reason in ("cancel_rejected", "cancel_no_answer", "modify_no_answer")
 
 # %% ../../nbs/order/04_exits.ipynb #1b4d157b
 def cancels(
@@ -161,7 +170,8 @@ def cancels(
     reason: str,  # reason code
 ) -> tuple[CancelOrder, ...]:  # one for each order that can be cancelled now
     "Cancel what the broker has confirmed and nobody has asked to cancel; the rest is waited for."
-    return tuple(CancelOrder(o.intent.id, reason) for o in orders if o.state in LIVE_AT_VENUE and not o.cancel_ts and not needs_answer(o))
+    return tuple(CancelOrder(o.intent.id, reason) for o in orders if o.state in LIVE_AT_VENUE and not o.cancel_ts
+                 and (not needs_answer(o) or o.reason == "modify_no_answer"))   # whatever its terms: a cancel ends it
 
 # %% ../../nbs/order/04_exits.ipynb #95c53409
 def committed(
@@ -261,7 +271,7 @@ def fits(
     i = [o.intent for o in exits]
     return (sorted(x.purpose for x in i) == sorted(wanted) and len({x.oco for x in i}) <= 1
             and all(x.side is view.side.opposite and x.parent == view.entry_id for x in i)
-            and all(o.leaves == abs(view.qty) and not o.cancel_ts for o in exits))
+            and all(o.leaves == abs(view.qty) and not o.cancel_ts and not o.asked for o in exits))
 
 # %% ../../nbs/order/04_exits.ipynb #58b49d66
 def excessive(
@@ -270,18 +280,6 @@ def excessive(
 ) -> bool:  # True when they could turn or enlarge the position
     "Do the live exits exceed the position, or stand on the wrong side?"
     return any(o.intent.side is view.side for o in exits) or committed(exits) > abs(view.qty)
-
-# %% ../../nbs/order/04_exits.ipynb #dd1deb79
-def _protect(
-    view: ExitView, exits: Sequence[Order], orders: Sequence[Order], cfg: ExitConfig, caps: VenueCaps, round_fn: RoundFn,
-) -> tuple[ExitAction, ...]:
-    "Converge to what should rest at the venue."
-    wanted = _wanted(view, exits, orders, cfg, caps)
-    if any(o.state is OrderState.UNKNOWN for o in exits): return cancels(exits, "reduce_only") if excessive(view, exits) else ()
-    if fits(view, exits, wanted): return ()
-    if exits: return cancels(exits, "resize")
-    group = f"{view.entry_id}:{view.ts}:{len(orders)}" if len(wanted) > 1 else ""  # never reused: the family grows with every order
-    return tuple(protection(view, p, cfg, caps, round_fn, group) for p in wanted)
 
 # %% ../../nbs/order/04_exits.ipynb #f076a0fd
 def through_stop(
@@ -293,6 +291,40 @@ def through_stop(
     stop, _ = levels(view.side, view.entry_px, cfg, round_fn)
     px = view.bid if view.side is Side.BUY else view.ask
     return isfinite(px) and px > 0 and (Decimal(str(px)) - stop) * view.side <= 0
+
+# %% ../../nbs/order/04_exits.ipynb #747c052f
+def growable(
+    view: ExitView,  # a position
+    o: Order,  # its only live exit
+    cfg: ExitConfig,  # stop distance
+    caps: VenueCaps,  # whether orders can be changed
+    round_fn: RoundFn,  # puts a price on the tick
+) -> bool:  # False: cancel it and place another
+    "May this stop be enlarged where it rests?"
+    i = o.intent
+    ours = i.purpose is Purpose.STOP and i.side is view.side.opposite and i.parent == view.entry_id and i.type is stop_type(cfg, caps) and not i.oco
+    quiet = o.state is OrderState.OPEN and not (o.filled or o.cancel_ts or o.asked or o.fixed or needs_answer(o))
+    return ours and quiet and o.leaves < abs(view.qty) and o.changes < caps.modifies and not through_stop(view, cfg, round_fn)
+
+def _grown(view: ExitView, o: Order, cfg: ExitConfig, caps: VenueCaps, round_fn: RoundFn) -> Change:
+    "The stop as it would be placed now."
+    p = protection(view, Purpose.STOP, cfg, caps, round_fn)
+    return Change(o.intent.id, Terms(p.qty, p.limit, p.stop), "resize")
+
+# %% ../../nbs/order/04_exits.ipynb #dd1deb79
+def _protect(
+    view: ExitView, exits: Sequence[Order], orders: Sequence[Order], cfg: ExitConfig, caps: VenueCaps, round_fn: RoundFn,
+) -> tuple[ExitAction, ...]:
+    "Converge to what should rest at the venue."
+    wanted = _wanted(view, exits, orders, cfg, caps)
+    if any(o.state is OrderState.UNKNOWN or o.asked and not o.fixed for o in exits):
+        return cancels(exits, "reduce_only") if excessive(view, exits) else ()
+    if fits(view, exits, wanted): return ()
+    alone = len(exits) == 1 and wanted == (Purpose.STOP,)
+    if alone and growable(view, exits[0], cfg, caps, round_fn): return (_grown(view, exits[0], cfg, caps, round_fn),)
+    if exits: return cancels(exits, "resize")
+    group = f"{view.entry_id}:{view.ts}:{len(orders)}" if len(wanted) > 1 else ""  # never reused: the family grows with every order
+    return tuple(protection(view, p, cfg, caps, round_fn, group) for p in wanted)
 
 # %% ../../nbs/order/04_exits.ipynb #3ac62cf6
 def reprice(

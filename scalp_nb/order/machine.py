@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['LIVE_AT_VENUE', 'UNSENT', 'CONTRADICTED', 'NO_FILL', 'is_ghost', 'is_contradicted', 'pending_close', 'told',
-           'missing_fills', 'is_malformed', 'fill_of', 'step', 'apply_sent', 'apply_cancel', 'anomalies']
+           'missing_fills', 'is_malformed', 'fill_of', 'amended', 'is_proper', 'step', 'apply_sent', 'apply_cancel',
+           'apply_modify', 'anomalies']
 
 # %% ../../nbs/order/01_machine.ipynb #00997052
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
 
-from .types import TERMINAL, Fill, Order, OrderError, OrderState, Update, UpdateKind
+from .types import TERMINAL, Fill, Intent, Order, OrderError, OrderState, Purpose, Terms, Update, UpdateKind
 
 # %% ../../nbs/order/01_machine.ipynb #8b3be253
 LIVE_AT_VENUE = frozenset({OrderState.OPEN, OrderState.PARTIAL})
@@ -67,8 +68,8 @@ def _close(
 ) -> Order:  # after
     "The order is finished at the broker; it is finished here when its executions are all counted."
     if pending := pending_close(order): state, cum = pending[0], max(cum, pending[1])
-    if state is OrderState.FILLED: cum = max(cum, order.intent.qty)
-    if max(cum, order.filled) >= order.intent.qty: state = OrderState.FILLED
+    if state is OrderState.FILLED: cum = max(cum, order.least)
+    if max(cum, order.filled) >= order.most: state = OrderState.FILLED
     if cum > order.filled: return replace(order, state=OrderState.UNKNOWN, reason=f"missing_fills:{state.value}:{cum}")
     if order.state in TERMINAL and not is_ghost(order): return order
     return replace(order, state=state, reason=reason)
@@ -80,7 +81,7 @@ def _works(
 ) -> Order:  # after
     "The order works at the venue, unless we know better."
     done = max(told(u), order.filled)
-    if done >= order.intent.qty: return _close(order, OrderState.FILLED, done, u.reason)
+    if done >= order.most: return _close(order, OrderState.FILLED, done, u.reason)
     if pending_close(order) or order.state in TERMINAL and not is_ghost(order): return order
     return replace(order, state=OrderState.PARTIAL if order.filled else OrderState.OPEN, reason=u.reason)
 
@@ -116,7 +117,7 @@ def _after_fill(
 ) -> Order:  # with its state
     "The state that follows from one more execution."
     if pending := pending_close(before): return _close(order, *pending, "late_fill")
-    if told(u) > order.filled and told(u) >= order.intent.qty: return _close(order, OrderState.FILLED, told(u), "")
+    if told(u) > order.filled and told(u) >= order.most: return _close(order, OrderState.FILLED, told(u), "")
     if order.leaves <= 0: return replace(order, state=OrderState.FILLED, reason="overfill" if order.leaves < 0 else "")
     if before.state in (OrderState.CANCELED, OrderState.EXPIRED): return replace(order, reason="late_fill")
     if is_contradicted(before): return order
@@ -167,7 +168,7 @@ def _status(order: Order, u: Update) -> Order:
 # %% ../../nbs/order/01_machine.ipynb #891fe429
 def _ack(order: Order, u: Update) -> Order:
     "Accepted: news only to an order that was waiting for it."
-    if order.state in LIVE_AT_VENUE and not told(u) >= order.intent.qty or is_contradicted(order): return order
+    if order.state in LIVE_AT_VENUE and not told(u) >= order.most or is_contradicted(order): return order
     return _works(order, u)
 
 # %% ../../nbs/order/01_machine.ipynb #2d6420af
@@ -181,10 +182,61 @@ def _cancel_rejected(order: Order, u: Update) -> Order:
     if not order.live: return order
     return replace(order, cancel_ts=0, reason="cancel_rejected" if order.state in LIVE_AT_VENUE else order.reason)
 
+# %% ../../nbs/order/01_machine.ipynb #d50eaa44
+def amended(
+    intent: Intent,  # as it was decided
+    terms: Terms,  # other ones
+) -> Intent:  # with the same id
+    "An intent with other terms; a resting exit is measured against its own price."
+    ref = {Purpose.STOP: terms.stop, Purpose.TARGET: terms.limit}.get(intent.purpose) or intent.ref_px
+    return replace(intent, qty=terms.qty, limit=terms.limit, stop=terms.stop, ref_px=ref)
+
+def is_proper(
+    order: Order,  # any order
+    terms: Terms,  # claimed for it
+) -> bool:  # False: not to be believed
+    "Are these terms possible for an order of this type?"
+    given = [x for x in (terms.qty, terms.limit, terms.stop) if x is not None]
+    shape = (terms.limit is None, terms.stop is None) == (order.intent.limit is None, order.intent.stop is None)
+    return shape and all(x.is_finite() and x > 0 for x in given)
+
+# %% ../../nbs/order/01_machine.ipynb #b3956dbe
+def _settled(order: Order) -> Order:
+    "No change is under way any more."
+    done = replace(order, asked=None, modify_ts=0, reason="" if order.reason == "modify_no_answer" else order.reason)
+    if done.state not in LIVE_AT_VENUE or done.leaves > 0: return done
+    return replace(done, state=OrderState.FILLED, reason="overfill" if done.leaves < 0 else "")
+
+def _given_up(order: Order) -> Order:
+    "The change has not taken effect in time. It still could: the doubt stays until the order ends, and ending it is the next step."
+    return replace(order, fixed=True, modify_ts=0, reason="" if order.reason == "modify_no_answer" else order.reason)
+
+def _adopt(order: Order, u: Update) -> Order:
+    "The terms the broker shows stand, unless we know newer ones."
+    t = u.terms
+    if t is None or order.state in TERMINAL or u.ts <= order.terms_ts or not is_proper(order, t): return order
+    if t == order.terms: return _given_up(order) if order.asked and not order.fixed else order
+    return _settled(replace(order, intent=amended(order.intent, t), terms_ts=u.ts, fixed=order.fixed or t != order.asked))
+
+# %% ../../nbs/order/01_machine.ipynb #47dcad85
+def _modified(order: Order, u: Update) -> Order:
+    "The order works with other terms: `_adopt` has read them."
+    return order
+
+def _modify_rejected(order: Order, u: Update) -> Order:
+    "The change failed; one that evidence has settled already is not undone."
+    if not order.asked: return order
+    return _settled(replace(order, fixed=True, reason="modify_rejected" if order.state in LIVE_AT_VENUE else order.reason))
+
+def _modify_no_answer(order: Order, u: Update) -> Order:
+    "Silence: only a look-up tells which terms stand."
+    return replace(order, reason="modify_no_answer") if order.asked and order.state in LIVE_AT_VENUE else order
+
 # %% ../../nbs/order/01_machine.ipynb #9bbc5970
 _RULES: dict[UpdateKind, Callable[[Order, Update], Order]] = {
     UpdateKind.ACK: _ack, UpdateKind.REJECT: _reject, UpdateKind.CANCELED: _ended, UpdateKind.EXPIRED: _ended, UpdateKind.STATUS: _status,
-    UpdateKind.CANCEL_REJECTED: _cancel_rejected, UpdateKind.NO_ANSWER: _no_answer, UpdateKind.NOT_FOUND: _not_found}
+    UpdateKind.CANCEL_REJECTED: _cancel_rejected, UpdateKind.NO_ANSWER: _no_answer, UpdateKind.NOT_FOUND: _not_found,
+    UpdateKind.MODIFIED: _modified, UpdateKind.MODIFY_REJECTED: _modify_rejected, UpdateKind.MODIFY_NO_ANSWER: _modify_no_answer}
 
 def step(
     order: Order,  # belief so far
@@ -192,7 +244,10 @@ def step(
 ) -> tuple[Order, Fill | None]:  # belief after, and the execution if this was a new one
     "Advance an order by one piece of evidence; total over every (state, kind)."
     if u.client_id != order.intent.id: raise OrderError("update for another order", u.client_id, order.intent.id, "route it by client id")
-    after, fill = _fill(order, u) if u.kind is UpdateKind.FILL else (_RULES[u.kind](order, u), None)
+    known = _adopt(order, u)
+    after, fill = _fill(known, u) if u.kind is UpdateKind.FILL else (_RULES[u.kind](known, u), None)
+    if after.asked and after.state in TERMINAL: after = _settled(after)
+    if u.terms and order.state in TERMINAL and after.live: after = replace(after, terms_ts=max(after.terms_ts, u.ts))  # newer evidence may name them
     if after is not order: after = replace(after, updated_ts=max(order.updated_ts, u.ts))
     if u.venue_id and not after.venue_id: after = replace(after, venue_id=u.venue_id)
     return after, fill
@@ -213,6 +268,16 @@ def apply_cancel(
     "Note that a cancel was requested."
     return replace(order, cancel_ts=ts) if order.live else order
 
+def apply_modify(
+    order: Order,  # confirmed, nothing asked of it
+    terms: Terms,  # what it shall have
+    ts: int,  # when the request was handed to the broker, ns UTC
+) -> Order:  # with the change in doubt
+    "Note that a change was requested."
+    if order.state not in LIVE_AT_VENUE or order.asked or order.cancel_ts or order.fixed or not is_proper(order, terms) or terms.qty <= order.filled:
+        raise OrderError(f"change of order {order.intent.id}", terms, "one at a time, of a confirmed order", "cancel it and place another")
+    return replace(order, asked=terms, modify_ts=ts, changes=order.changes + 1)
+
 # %% ../../nbs/order/01_machine.ipynb #b988025f
 def _fill_anomalies(
     before: Order,  # before the update
@@ -228,11 +293,12 @@ def anomalies(
     order: Order,  # the order before the update
     u: Update,  # the evidence
 ) -> tuple[str, ...]:  # codes, empty when nothing is odd
-    "What is odd about this evidence: late_fill, overfill, missing_fills, resurrected, stale_status, or a contradiction's name."
+    "What is odd about this evidence: late_fill, overfill, missing_fills, resurrected, foreign_terms, stale_status, or a contradiction's name."
     after, fill = step(order, u)
     out = _fill_anomalies(order, after, fill is not None)
     if missing_fills(after, u): out.append("missing_fills")
     if is_ghost(order) and after.live: out.append("resurrected")
     if after.reason in CONTRADICTED and after is not order: out.append(after.reason)
+    if after.terms not in (order.terms, order.asked): out.append("foreign_terms")
     if u.kind is UpdateKind.STATUS and u.state in LIVE_AT_VENUE and after.state in TERMINAL: out.append("stale_status")
     return tuple(out)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TERMINAL', 'LIVE', 'OrderError', 'Side', 'OrderType', 'Tif', 'Purpose', 'OrderState', 'UpdateKind', 'intent_id',
-           'Intent', 'Update', 'Fill', 'Order']
+           'Intent', 'Terms', 'Update', 'Fill', 'Order']
 
 # %% ../../nbs/order/00_types.ipynb #539cb975
 import hashlib
@@ -74,6 +74,9 @@ class UpdateKind(StrEnum):
     NO_ANSWER = "no_answer"              # time-out or ambiguous answer to a submit or cancel
     STATUS = "status"                    # a look-up: `state` and cum_qty as the broker has them now
     NOT_FOUND = "not_found"              # a look-up by client id that the broker answers with "no such order"
+    MODIFIED = "modified"                # the order works with `terms`
+    MODIFY_REJECTED = "modify_rejected"  # a change was refused or never took effect: the old terms stand
+    MODIFY_NO_ANSWER = "modify_no_answer"  # time-out or ambiguous answer to a change: one of two terms stands
 
 # %% ../../nbs/order/00_types.ipynb #24185318
 def intent_id(
@@ -115,6 +118,13 @@ class Intent:
 
 # %% ../../nbs/order/00_types.ipynb #f58fe37f
 @dataclass(frozen=True, slots=True)
+class Terms:
+    "What of a working order a venue may change."
+    qty: Decimal             # of the whole order, executed part included
+    limit: Decimal | None
+    stop: Decimal | None
+
+@dataclass(frozen=True, slots=True)
 class Update:
     "One piece of evidence from the broker about one order."
     ts: int                          # venue or receive time, ns UTC
@@ -128,6 +138,7 @@ class Update:
     state: OrderState | None = None  # STATUS only
     reason: str = ""                 # reason code, ours
     text: str = ""                   # the broker's words
+    terms: Terms | None = None       # as the broker has them; None where it does not say, or where a change may be under way
 
 @dataclass(frozen=True, slots=True)
 class Fill:
@@ -143,10 +154,11 @@ class Fill:
     px: Decimal
     ref_px: Decimal  # the intent's decision price
 
+# %% ../../nbs/order/00_types.ipynb #fc6fdfd4
 @dataclass(frozen=True, slots=True)
 class Order:
     "Current belief about one order; advanced only by `order.machine.step`."
-    intent: Intent
+    intent: Intent                          # with the terms that stand
     state: OrderState
     sent_ts: int = 0
     updated_ts: int = 0
@@ -156,9 +168,23 @@ class Order:
     exec_ids: frozenset[str] = frozenset()
     cancel_ts: int = 0                      # when a cancel was requested; 0 = none pending
     reason: str = ""
+    asked: Terms | None = None              # a change that has no outcome yet
+    modify_ts: int = 0                      # when it was requested
+    changes: int = 0                        # requested so far
+    fixed: bool = False                     # not to be changed again: cancel it instead
+    terms_ts: int = 0                       # of the evidence for the terms that stand; 0 = those it was sent with
 
     @property
-    def leaves(self) -> Decimal: return self.intent.qty - self.filled
+    def terms(self) -> Terms: return Terms(self.intent.qty, self.intent.limit, self.intent.stop)
+
+    @property
+    def most(self) -> Decimal: return max(self.intent.qty, self.asked.qty) if self.asked else self.intent.qty
+
+    @property
+    def least(self) -> Decimal: return min(self.intent.qty, self.asked.qty) if self.asked else self.intent.qty
+
+    @property
+    def leaves(self) -> Decimal: return self.most - self.filled  # what it may still execute: the larger quantity while in doubt
 
     @property
     def live(self) -> bool: return self.state in LIVE

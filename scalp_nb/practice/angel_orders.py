@@ -62,6 +62,7 @@ class AngelTerms(BaseModel):
     gateway_status: int = 200                                    # HTTP status of the gateway's own JSON
     string_prices: bool = False                                  # prices of the order book as text: both forms are on record
     stale_modify: bool = True                                    # AB04 and AB11 carry the order as it was before the change
+    modify_qty: Literal["total", "remaining"] = "total"          # what a new quantity counts: the documents do not say
     stamp_ms: Annotated[int, Field(ge=1)] = 1000                 # resolution of exchange time in packets
     connections: Annotated[int, Field(ge=1)] = 3                 # of each socket, per client
     subscriptions: Annotated[int, Field(ge=1)] = 1000            # token-mode pairs of one connection
@@ -617,7 +618,7 @@ def modify(
     if kind.endswith("MARKET"): raise Refused("AB1007", "Market orders are not allowed for algo orders")
     if t.change is not None or t.cancelling or t.stage < 3: raise Refused("AB1007", f"AMX error: order is {t.status}")
     qty, price, trigger = (number(body, k) for k in ("quantity", "price", "triggerprice"))
-    if qty % 1 or qty <= t.filled: raise Refused("AB1007", "Invalid quantity")
+    if qty % 1 or not qty or (qty <= t.filled and o.terms.modify_qty == "total"): raise Refused("AB1007", "Invalid quantity")
     if not price or (t.armed and not trigger): raise Refused("AB1007", "Invalid price")
     t.change = {"price": str(price), "trigger": str(trigger if t.armed else t.trigger), "qty": str(qty), "duration": duration}
     note(o.desk, "modify", id=t.id, **t.change)
@@ -625,14 +626,15 @@ def modify(
     _after(o, t.id, _check_change)
     return {"orderid": t.id, "uniqueorderid": t.uid}
 
-def _changed(t: Ticket) -> Ticket:
+def _changed(o: Orders, t: Ticket) -> Ticket:
     c = t.change or {}
-    return replace(t, price=Decimal(c["price"]), trigger=Decimal(c["trigger"]), qty=Decimal(c["qty"]), duration=c["duration"])
+    qty = Decimal(c["qty"]) + (t.filled if o.terms.modify_qty == "remaining" else 0)
+    return replace(t, price=Decimal(c["price"]), trigger=Decimal(c["trigger"]), qty=qty, duration=c["duration"])
 
 # %% ../../nbs/practice/08_angel_orders.ipynb #5d5d5879
 def _check_change(o: Orders, t: Ticket) -> None:
     if t.change is None: return
-    new = _changed(t)
+    new = _changed(o, t)
     why = "order traded" if new.left <= 0 else rms(o, new, new.type) or exchange_says(o, new)
     if why: return _refuse_change(o, t, why)
     stale = order_row(o, t) if o.terms.stale_modify else order_row(o, new)
@@ -646,7 +648,7 @@ def _refuse_change(o: Orders, t: Ticket, why: str) -> None:
 def _carry_change(o: Orders, t: Ticket) -> None:
     "The exchange takes the old order off its book and puts the new one on; its place in the queue is lost."
     if t.change is None: return
-    new = _changed(t)
+    new = _changed(o, t)
     if new.left <= 0 or working(o, t) is None: return _refuse_change(o, t, "order traded")
     stale, old = order_row(o, t), t.piece
     t.price, t.trigger, t.qty, t.duration = new.price, new.trigger, new.qty, new.duration

@@ -23,7 +23,7 @@ from .wire import answer as answer_in
 
 # %% ../../nbs/practice/08_angel_wire.ipynb #fa9525d3
 def _point(ask: Ask) -> str:
-    return {"placeOrder": "order", "cancelOrder": "cancel"}.get(ask.path.rsplit("/", 1)[-1], "")
+    return {"placeOrder": "order", "cancelOrder": "cancel", "modifyOrder": "modify"}.get(ask.path.rsplit("/", 1)[-1], "")
 
 def _later(api: Api, ask: Ask, seconds: float) -> Reply:
     "Promise a cancellation, and try it later."
@@ -42,7 +42,8 @@ def dialect(
     "Angel One's words."
     return Dialect(lambda ask: dispatch(api, ask), _point, lambda ask: str(ask.body.get("tradingsymbol", "")),
                    lambda r: r.status >= 400 or r.body.get("status") is not True, lambda ask, s: _later(api, ask, s), too_many,
-                   lambda status: Reply(status, _SORRY), {"string_false": lambda: Reply(200, {**_SORRY, "status": "false"})})
+                   lambda status: Reply(status, _SORRY), {"string_false": lambda: Reply(200, {**_SORRY, "status": "false"}),
+                    "modify_refused": lambda: Reply(200, Refused("AB1007", "AMX error: order is complete").body)})
 
 async def answer(
     api: Api,  # current to the moment

@@ -98,7 +98,7 @@ def strikes(
 class Dialect:
     "What a broker says in its own words."
     dispatch: Callable[[Ask], Reply]           # carries a request out
-    point: Callable[[Ask], str]                # "order", "cancel" or ""
+    point: Callable[[Ask], str]                # "order", "cancel", "modify" or ""
     symbol: Callable[[Ask], str]               # whose order it is, for `match`
     refused: Callable[[Reply], bool]           # nothing was done
     later: Callable[[Ask, float], Reply]       # promises a cancellation, seconds from now
@@ -128,17 +128,20 @@ async def answer(
 
 # %% ../../nbs/practice/01_wire.ipynb #f04b6271
 async def _carry_out(api: Faulty, d: Dialect, ask: Ask) -> Reply | None:
-    "An order or a cancel may be answered badly though it was taken."
+    "An order, a cancel or a change may be answered badly though it was taken."
     point = d.point(ask)
     found = {f.fault: f for f in strikes(api, point, f"{ask.method} {ask.path} {d.symbol(ask)}")} if point else {}
-    if "accept_late" in found: await asyncio.sleep(found["accept_late"].number("seconds"))
+    for name in ("accept_late", "modify_late"):
+        if name in found: await asyncio.sleep(found[name].number("seconds"))
     bring(api.desk)
     if "cancel_late" in found: return d.later(ask, found["cancel_late"].number("seconds"))
+    for name in found:
+        if name in d.special: return d.special[name]()
     reply = d.dispatch(ask)
     if d.refused(reply): return reply
     for name in ("ack_slow", "fill_first"):
         if name in found: await asyncio.sleep(found[name].number("seconds"))
-    if "ack_lost" in found or "cancel_lost" in found: return None
+    if found.keys() & {"ack_lost", "cancel_lost", "modify_lost"}: return None
     return html(504) if "gateway_504" in found else reply
 
 # %% ../../nbs/practice/01_wire.ipynb #6e9e7e1b

@@ -8,15 +8,15 @@ __all__ = ['NEVER', 'SECOND', 'EQUITY_NS', 'HORIZON_S', 'SILENT_NS', 'REPRICE', 
            'touch', 'marks', 'equity', 'exposure', 'in_session', 'bad_feed', 'fund', 'mark', 'entries_blocked',
            'occupied', 'drop_window', 'switch', 'rest', 'refuse', 'resting', 'Funds', 'funds', 'messages', 'view',
            'judged', 'numbers_of', 'finite', 'priced', 'enter', 'scaled_offer', 'forget_recent', 'entry_tif',
-           'send_entry', 'count_message', 'submit', 'cancel', 'chased_limit', 'chase', 'place', 'blocked_exit', 'alert',
-           'act', 'backstop', 'arm', 'disarm', 'sync', 'exits_of', 'block', 'retime', 'round_fn', 'holding', 'released',
-           'exit_view', 'close', 'order_note', 'booked', 'closed', 'trip_note', 'on_evidence', 'entry_ended',
-           'resolved', 'due_at', 'advance', 'tick', 'unanswered', 'tick_timers', 'replan', 'again', 'silence_due',
-           'watch_silence', 'watch_exposed', 'limits', 'roll_window', 'cutoffs', 'on_depth', 'decide', 'silence',
-           'window_closed', 'decide_window', 'later', 'bars_due', 'bars_in', 'bars_note', 'signalled', 'bar_candidate',
-           'offered', 'barred', 'standing', 'turn_round', 'warm_up', 'on_bar_closed', 'on_clock', 'on_started',
-           'long_only', 'dust_of', 'compare', 'on_reconciled', 'on_account', 'on_link', 'on_news', 'on_control',
-           'finish', 'changed', 'snapshot', 'ledger_of', 'restore']
+           'send_entry', 'count_message', 'submit', 'cancel', 'chased_limit', 'chase', 'place', 'blocked_exit',
+           'change', 'tripped', 'alert', 'act', 'backstop', 'arm', 'disarm', 'sync', 'exits_of', 'block', 'retime',
+           'round_fn', 'holding', 'released', 'exit_view', 'close', 'order_note', 'booked', 'closed', 'trip_note',
+           'on_evidence', 'entry_ended', 'resolved', 'due_at', 'advance', 'tick', 'unanswered', 'tick_timers', 'replan',
+           'again', 'silence_due', 'watch_silence', 'watch_exposed', 'limits', 'roll_window', 'cutoffs', 'on_depth',
+           'decide', 'silence', 'window_closed', 'decide_window', 'later', 'bars_due', 'bars_in', 'bars_note',
+           'signalled', 'bar_candidate', 'offered', 'barred', 'standing', 'turn_round', 'warm_up', 'on_bar_closed',
+           'on_clock', 'on_started', 'long_only', 'dust_of', 'compare', 'on_reconciled', 'on_account', 'on_link',
+           'on_news', 'on_control', 'finish', 'changed', 'snapshot', 'ledger_of', 'restore']
 
 # %% ../../nbs/trader/10_core.ipynb #d759b584
 import json
@@ -38,9 +38,10 @@ from ..feed.depth import Rows
 from ..feed.errors import ConfigError, RuleError, ScalpError
 from ..feed.health import STALE, HealthConfig, health_names, health_params
 from ..feed.instrument import Universe
-from ..order.exits import CancelOrder, ExitAction, ExitConfig, ExitView, Lifecycle, Place, levels, lifecycle, plan_deadline, plan_exits
+from ..order.exits import CancelOrder, Change, ExitAction, ExitConfig, ExitView, Lifecycle, Place, levels, lifecycle
+from ..order.exits import plan_deadline, plan_exits
 from ..order.fees import FeeLedger, FeeSchedule, withheld
-from ..order.machine import LIVE_AT_VENUE, step
+from ..order.machine import LIVE_AT_VENUE, amended, step
 from ..order.manager import OrderManager
 from ..order.position import PositionBook, RoundTrip
 from ..order.rules import VenueRules
@@ -58,8 +59,8 @@ from ..strategy.scan import EXIT_STOP, EXIT_TARGET, EXITS, HEALTH, LONG_OK, LOSS
 from ..strategy.scan import features_of
 from .bardesk import BarDesk, Offer, Said, exits_with
 from scalp_nb.trader.events import (
-    AccountState, BarClosed, Cancel, Clock, Command, Control, Depth, Event, Evidence, Halt, Link, News, Note, Picture, Query, Reconciled, Started,
-    Submit,
+    AccountState, BarClosed, Cancel, Clock, Command, Control, Depth, Event, Evidence, Halt, Link, Modify, News, Note, Picture, Query, Reconciled,
+    Started, Submit,
     rows_bars,
 )
 from .reconcile import explain, reconcile
@@ -508,6 +509,24 @@ def blocked_exit(t: Trader, sym: int, code: str, ts: int, data: Mapping[str, Any
     t.exit_blocks[sym] = code
     t.held[sym].retry = ts + t.setup.exits.reprice_ms * 1_000_000
 
+def change(t: Trader, sym: int, a: Change, ts: int, out: list[Command]) -> None:
+    "Give a resting exit other terms; terms that a rule of the venue forbids are a matter of cancelling it and planning anew."
+    o = t.orders.orders[a.client_id]
+    new = amended(o.intent, a.terms)
+    v = view(t, funds(t), sym, new.side, ts, new.qty, new.limit or new.stop or new.ref_px, float(new.stop or new.ref_px), Decimal("NaN"))
+    d = check(replace(v, duplicate=False), t.limits, t.breakers, exiting=True)
+    if not d.allowed: return blocked_exit(t, sym, d.code, ts, {"purpose": new.purpose.value, "text": d.text, "numbers": numbers_of(d)}, out)
+    if t.setup.rules[sym].check(new, t.setup.universe[sym]): return cancel(t, o, a.reason, ts, out)
+    t.exit_blocks.pop(sym, None)
+    t.orders.modify_requested(a.client_id, a.terms, ts)
+    count_message(t, ts)
+    out.append(Modify(a.client_id, a.terms, a.reason))
+
+def tripped(t: Trader, name: str, ts: int, reason: str, out: list[Command]) -> None:
+    "Trip a breaker; news only when it was armed."
+    trip = t.breakers.trip(name, ts, reason)
+    if trip is not None: out.append(Note("trip", {"breaker": trip.name, "reason": trip.reason, "numbers": {}}))
+
 def alert(out: list[Command], code: str, **data: Any) -> None:
     "Something a person must see."
     out.append(Note("alert", {"code": code, **data}))
@@ -516,13 +535,14 @@ def act(t: Trader, sym: int, a: ExitAction, ts: int, out: list[Command]) -> None
     "Carry out one action of the exit planner."
     if isinstance(a, Place): place(t, sym, a, ts, out)
     elif isinstance(a, CancelOrder): cancel(t, t.orders.orders[a.client_id], a.reason, ts, out)
+    elif isinstance(a, Change): change(t, sym, a, ts, out)
     elif t.orders.ask(a.client_id, ts): out.append(Query(a.client_id))
 
 # %% ../../nbs/trader/10_core.ipynb #a62d7c4f
 def backstop(t: Trader, sym: int, qty: Decimal, h: Held) -> float:
     "Price at which the local stop acts: the stop itself while none works at the venue, else where the venue's would have failed; NaN = never."
     stops = [o for o in t.orders.working(sym) if o.intent.purpose is Purpose.STOP and o.state in LIVE_AT_VENUE and not o.cancel_ts]
-    if sum((o.leaves for o in stops), Decimal(0)) < abs(qty): return float(h.stop)
+    if sum((o.least - o.filled for o in stops), Decimal(0)) < abs(qty): return float(h.stop)
     limit = stops[0].intent.limit
     return math.nan if limit is None else float(limit)
 
@@ -660,9 +680,11 @@ def on_evidence(t: Trader, e: Evidence, out: list[Command]) -> None:
     if result.anomaly: alert(out, "order_anomaly", id=e.update.client_id, what=result.anomaly, kind=e.update.kind.value, text=e.update.text)
     o = result.order
     if o is None: return
+    if result.anomaly and "foreign_terms" in result.anomaly:
+        tripped(t, "reconcile", e.ts, f"order {o.intent.id} has terms that were not asked for: {o.terms}", out)
     if result.anomaly and "missing_fills" in result.anomaly: out.append(Picture("executions the broker counts have not reached us"))
     if result.fill is not None: booked(t, result.fill, e.ts, out)
-    if before is None or before.state is not o.state or before.filled != o.filled: out.append(order_note(o))
+    if before is None or (before.state, before.filled, before.terms) != (o.state, o.filled, o.terms): out.append(order_note(o))
     if o.intent.purpose is Purpose.ENTRY and before is not None and before.live and not o.live: entry_ended(t, o, e.ts)
     resolved(t, o)
     sync(t, o.intent.sym, e.ts, out)
@@ -678,7 +700,8 @@ def entry_ended(t: Trader, o: Order, ts: int) -> None:
 
 def resolved(t: Trader, o: Order) -> None:
     "Evidence settles an order that start-up could not."
-    if o.intent.id in t.unresolved and o.state not in (OrderState.UNKNOWN, OrderState.SENT, OrderState.INTENT): t.unresolved.discard(o.intent.id)
+    open_question = o.asked or o.state in (OrderState.UNKNOWN, OrderState.SENT, OrderState.INTENT)
+    if o.intent.id in t.unresolved and not open_question: t.unresolved.discard(o.intent.id)
     if not t.unresolved and not t.reconciled and t.entries_code == "unreconciled": t.reconciled = True
 
 # %% ../../nbs/trader/10_core.ipynb #d841e9c3
@@ -1003,9 +1026,7 @@ def compare(t: Trader, b: BrokerState, ts: int, out: list[Command], starting: bo
         out.append(Halt("the broker's books differ from ours, nothing is traded:\n" + explain(r), ok=False))
         t.halted = True
     seen = frozenset(d.text for d in r.differences)
-    if not starting and seen & t.differed:
-        trip = t.breakers.trip("reconcile", ts, "books differ: " + "; ".join(sorted(seen & t.differed)))
-        if trip is not None: out.append(Note("trip", {"breaker": trip.name, "reason": trip.reason, "numbers": {}}))
+    if not starting and seen & t.differed: tripped(t, "reconcile", ts, "books differ: " + "; ".join(sorted(seen & t.differed)), out)
     t.differed = seen
     if starting: t.reconciled = not r.differences and not r.unresolved
 

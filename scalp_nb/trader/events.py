@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BarRow', 'Event', 'Command', 'bar_rows', 'rows_bars', 'Started', 'Depth', 'Clock', 'Evidence', 'AccountState',
-           'Reconciled', 'Control', 'Link', 'BarClosed', 'News', 'Submit', 'Cancel', 'Query', 'Picture', 'Note', 'Halt']
+           'Reconciled', 'Control', 'Link', 'BarClosed', 'News', 'Submit', 'Cancel', 'Modify', 'Query', 'Picture',
+           'Note', 'Halt']
 
 # %% ../../nbs/trader/00_events.ipynb #cc0b7c35
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import numpy as np
 
 from ..broker.base import Account, BrokerState
 from ..feed.depth import Rows
-from ..order.types import Intent, Update
+from ..order.types import Intent, Terms, Update
 
 # %% ../../nbs/trader/00_events.ipynb #a2a47562
 if TYPE_CHECKING: from scalp_nb.feed.bars import Bars  # which brings the compiler: too heavy for everyone who only names an event
@@ -120,6 +121,13 @@ class Cancel:
     reason: str
 
 @dataclass(frozen=True, slots=True)
+class Modify:
+    "Make these terms durable, then ask the broker for them."
+    client_id: str
+    terms: Terms
+    reason: str
+
+@dataclass(frozen=True, slots=True)
 class Query:
     "Ask the broker what became of an order."
     client_id: str
@@ -141,4 +149,4 @@ class Halt:
     reason: str
     ok: bool                # True when the book is flat and nothing is open
 
-Command = Submit | Cancel | Query | Picture | Note | Halt
+Command = Submit | Cancel | Modify | Query | Picture | Note | Halt

@@ -25,9 +25,10 @@ import orjson
 
 from ..broker.base import Account, BrokerCaps, BrokerOrder, BrokerState
 from ..feed.errors import ScalpError
-from ..order.types import Fill, Intent, Order, OrderState, OrderType, Purpose, Side, Tif, Update, UpdateKind
+from ..order.types import Fill, Intent, Order, OrderState, OrderType, Purpose, Side, Terms, Tif, Update, UpdateKind
 from scalp_nb.trader.events import (
-    AccountState, BarClosed, Cancel, Clock, Control, Depth, Evidence, Halt, Link, News, Note, Picture, Query, Reconciled, Started, Submit,
+    AccountState, BarClosed, Cancel, Clock, Control, Depth, Evidence, Halt, Link, Modify, News, Note, Picture, Query, Reconciled, Started,
+    Submit,
 )
 
 # %% ../../nbs/trader/01_journal.ipynb #ecd7d555
@@ -36,9 +37,9 @@ class JournalError(ScalpError):
 
 # %% ../../nbs/trader/01_journal.ipynb #9107be8c
 EVENTS: dict[str, type] = {c.__name__: c for c in (Started, BarClosed, Clock, Evidence, AccountState, Reconciled, Control, Link, News)}
-COMMANDS: dict[str, type] = {c.__name__: c for c in (Submit, Cancel, Query, Picture, Halt)}
+COMMANDS: dict[str, type] = {c.__name__: c for c in (Submit, Cancel, Modify, Query, Picture, Halt)}
 RECORDS: dict[str, type] = {
-    c.__name__: c for c in (Intent, Update, Fill, Order, BrokerCaps, Account, BrokerOrder, BrokerState, Note)
+    c.__name__: c for c in (Intent, Terms, Update, Fill, Order, BrokerCaps, Account, BrokerOrder, BrokerState, Note)
 } | EVENTS | COMMANDS
 ENUMS: dict[str, type[Enum]] = {c.__name__: c for c in (Side, OrderType, Tif, Purpose, OrderState, UpdateKind)}
 

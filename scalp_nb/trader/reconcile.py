@@ -12,7 +12,8 @@ from decimal import Decimal
 from types import MappingProxyType
 
 from ..broker.base import BrokerOrder, BrokerState
-from ..order.types import Intent, Order, OrderState, Update, UpdateKind
+from ..order.machine import amended
+from ..order.types import Intent, Order, OrderState, Terms, Update, UpdateKind
 
 # %% ../../nbs/trader/04_reconcile.ipynb #db2c30ca
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def plain_step(
     "The plain reading of evidence: count an execution, believe a look-up."
     if u.kind is not UpdateKind.FILL: return replace(order, state=u.state or order.state, venue_id=order.venue_id or u.venue_id)
     filled = order.filled + u.qty
-    state = OrderState.FILLED if filled == order.intent.qty else OrderState.PARTIAL if order.live else order.state
+    state = OrderState.FILLED if filled == order.most else OrderState.PARTIAL if order.live else order.state
     return replace(order, filled=filled, state=state, exec_ids=order.exec_ids | {u.exec_id}, venue_id=order.venue_id or u.venue_id)
 
 # %% ../../nbs/trader/04_reconcile.ipynb #2b9dbaa3
@@ -61,7 +62,7 @@ def _fill_problem(f: Update, order: Order, filled: Decimal, twin: Update | None)
     if broken: return "the broker's day list holds an execution without id, quantity or price"
     same = twin is None or (twin.kind, twin.qty, twin.px) == (f.kind, f.qty, f.px)
     if twin is not None: return "" if same else "one execution id is listed twice with different figures"
-    if f.exec_id not in order.exec_ids and filled + f.qty > order.intent.qty: return "this execution would fill the order beyond its quantity"
+    if f.exec_id not in order.exec_ids and filled + f.qty > order.most: return "this execution would fill the order beyond its quantity"
     return ""
 
 def _unknown_fill(f: Update) -> Difference:
@@ -100,7 +101,8 @@ def _bad_fill(f: Update, order: Order, problem: str) -> Difference:
 _UNSURE = (OrderState.INTENT, OrderState.SENT, OrderState.UNKNOWN)
 
 def _mismatches(order: Order, theirs: BrokerOrder) -> list[Difference]:
-    i, out = order.intent, list[Difference]()
+    theirs_are = Terms(theirs.qty, theirs.limit, theirs.stop)
+    i, out = amended(order.intent, theirs_are) if theirs_are == order.asked else order.intent, list[Difference]()   # in doubt both are right
     def add(kind: str, ours: str, broker: str, text: str) -> None: out.append(Difference(kind, i.symbol, ours, broker, f"order {i.id} {text}"))
     pairs = (("symbol", i.symbol, theirs.symbol), ("side", int(i.side), theirs.side), ("quantity", i.qty, theirs.qty), ("type", i.type, theirs.type),
              ("limit", i.limit, theirs.limit), ("stop", i.stop, theirs.stop), ("venue id", order.venue_id or theirs.venue_id, theirs.venue_id))
@@ -190,7 +192,7 @@ def reconcile(
     known = {o.intent.id: o for o in orders}
     fills, after, bad = _book(known, broker.fills, advance)
     status, wrong, settled = _compare_working(known, after, broker.orders, broker.account.ts, advance)
-    unresolved = tuple(k for k, o in after.items() if o.live and k not in settled)
+    unresolved = tuple(k for k, o in after.items() if o.live and (k not in settled or o.asked))
     apart = _compare_positions(positions, broker.positions, fills, known, dust, kept)
     return Reconciliation((*fills, *status), unresolved, (*bad, *wrong, *apart))
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from ..broker.base import Broker, BrokerError
 from ..feed.depth import Rows
 from .core import NEVER, Trader, due_at, equity
-from .events import BarRow, Cancel, Clock, Command, Depth, Event, Evidence, Halt, Picture, Query, Reconciled, Started, Submit
+from .events import BarRow, Cancel, Clock, Command, Depth, Event, Evidence, Halt, Modify, Picture, Query, Reconciled, Started, Submit
 
 # %% ../../nbs/trader/11_runner.ipynb #d2e07912
 class Ledger(Protocol):
@@ -50,7 +50,7 @@ class Runner:
     ) -> None:
         self.trader, self.broker, self.ledger = trader, broker, ledger
         self.halted: Halt | None = None
-        self.moves = 0                     # orders sent, cancels asked for, answers heard
+        self.moves = 0                     # orders sent, cancels and changes asked for, answers heard
         self.later: Callable[[], None] | None = None   # takes pictures beside this thread, where a broker is slow to answer
 
     def send(self, event: Event) -> None:
@@ -63,10 +63,11 @@ class Runner:
         if not commands: return
         self.ledger.commands(commands, self.trader, event)
         ts = self.trader.now
-        self.moves += sum(isinstance(c, Submit | Cancel) for c in commands)
+        self.moves += sum(isinstance(c, Submit | Cancel | Modify) for c in commands)
         for c in commands:
             if isinstance(c, Submit): self.broker.submit(c.intent, ts)
             elif isinstance(c, Cancel): self.broker.cancel(c.client_id, ts)
+            elif isinstance(c, Modify): self.broker.modify(c.client_id, c.terms, ts)
             elif isinstance(c, Query): self.broker.query(c.client_id, ts)
             elif isinstance(c, Halt): self.halted = c
         if not any(isinstance(c, Picture) for c in commands): return

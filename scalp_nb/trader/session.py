@@ -47,7 +47,7 @@ from ..strategy.pressure import PressureParams
 from .config import load_config, span_ns
 from .control import Bound, ControlServer, Mailbox, make_app, new_token
 from .core import NEVER, SETTABLE, Setup, Trader, TraderError, equity, exposure, snapshot
-from .events import BarRow, Cancel, Command, Control, Event, Evidence, Halt, Note, Submit
+from .events import BarRow, Cancel, Command, Control, Event, Evidence, Halt, Modify, Note, Submit
 from .lease import LeaseEnd, LeaseWatch, adopt, announce, kill_seen, read_kill
 from .logs import configure_logging, get_logger
 from .promoted import record_text, refuse_change, with_file
@@ -92,7 +92,8 @@ class StoreLedger:
         for c in commands: self._one(c, trader)
         worth = any(not isinstance(c, Note) or c.kind in WORTH_A_STATE for c in commands)
         if worth: self.store.set_state("trader", snapshot(trader))
-        urgent = any(isinstance(c, Submit | Cancel | Halt) or (isinstance(c, Note) and c.kind in ("fill", "trip", "control")) for c in commands)
+        urgent = any(isinstance(c, Submit | Cancel | Modify | Halt) or (isinstance(c, Note) and c.kind in ("fill", "trip", "control"))
+                     for c in commands)
         if urgent: self.store.commit(sync=True)
 
     def _one(self, c: Command, trader: Trader) -> None:

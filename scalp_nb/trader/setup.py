@@ -13,7 +13,7 @@ __all__ = ['TERMS', 'LIVE', 'HOUR', 'MINUTE', 'HISTORY_DAYS', 'CAPS', 'FarSectio
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from ..broker.base import BrokerCaps
+from ..broker.base import MODIFIES, BrokerCaps
 from ..broker.paper import PaperBroker, PaperConfig, alpaca_like, angel_like, caps_of, crypto_like
 from ..feed.barmarket import BarMarketConfig, depth_of_bars, holds_bars
 from ..feed.bars import BAR, Bars, grid, resample
@@ -400,11 +400,13 @@ def days_before(
 
 CAPS = {"alpaca": BrokerCaps("alpaca", frozenset(OrderType), frozenset({Tif.DAY, Tif.GTC}), False, True, 48, True),
         "crypto": BrokerCaps("alpaca", frozenset(OrderType) - {OrderType.STOP}, frozenset({Tif.GTC, Tif.IOC}), False, False, 48, True),
-        "angel": BrokerCaps("angel_one", frozenset({OrderType.LIMIT, OrderType.STOP_LIMIT}), frozenset({Tif.DAY}), False, True, 19)}
+        "angel": BrokerCaps("angel_one", frozenset({OrderType.LIMIT, OrderType.STOP_LIMIT}), frozenset({Tif.DAY}), False, True, 19,
+                            modifies=MODIFIES)}
 
 def caps_for(cfg: RunConfig, crypto: bool = False) -> BrokerCaps:
     "What the configured venue accepts; refuses entries of a type it does not."
     caps = CAPS["crypto" if crypto else cfg.venue.house] if cfg.venue.far else caps_of(paper_config(cfg, crypto))
+    if cfg.venue.far and caps.modifies: caps = replace(caps, modifies=cfg.venue.angel.account.get("modifies", caps.modifies))
     if cfg.exits.entry_order == "market" and OrderType.MARKET not in caps.order_types:
         takes = ", ".join(sorted(caps.order_types))
         raise ConfigError(f"exits.entry_order at {caps.name}", "market", f"limit: it takes {takes}", "use entry_order: limit")

@@ -27,6 +27,7 @@ class Caps:
     order_types = frozenset({OrderType.LIMIT, OrderType.STOP_LIMIT})
     tifs = frozenset({Tif.DAY})
     native_oco = False
+    modifies = 0
 
 
 def decide(m: OrderManager, k: int):
