@@ -402,13 +402,12 @@ def _freshen(f: "AngelFeed") -> None:
 # %% ../../nbs/feed/22_angel_one.ipynb #52f2bbe2
 def _decode(f: "AngelFeed", x: _Line, ws: WebSock) -> bool:
     "Everything the buffer holds; True when the rows are full and something is left."
-    recv, walk = f._clock(), f._decoder.walk
+    recv, d = f._clock(), f._decoder
     while True:
-        addr, n = ws.span()
-        used, why = walk(addr, n, recv)
-        if f._tape is not None: _record(f._tape, addr, f._decoder.frames(), recv)
-        ws.skip(used)
-        f.stats.bytes += used
+        at = ws.address
+        f.stats.bytes += ws.walk(d.compiled, d.memory, recv)
+        if f._tape is not None: _record(f._tape, at, d.frames(), recv)
+        why = d.why
         if why in (ALL, FULL) or (why == LOOK and not _look(f, x, ws, recv)): return why == FULL
 
 # %% ../../nbs/feed/22_angel_one.ipynb #9329169f
@@ -417,9 +416,9 @@ def _record(tape: FrameTape, addr: int, frames: list[tuple[int, int]], recv: int
 
 def _look(f: "AngelFeed", x: _Line, ws: WebSock, recv: int) -> bool:
     "One frame the compiled walk leaves to us; False when it is not whole."
-    left = ws.span()[1]
+    left = ws.unread
     for m in ws.messages(1): _other(f, x, m, recv)
-    taken = left - ws.span()[1]
+    taken = left - ws.unread
     f.stats.bytes += taken
     return taken > 0 and not ws.ended
 
@@ -599,6 +598,7 @@ def _say_up(f: "AngelFeed") -> None:
 # %% ../../nbs/feed/22_angel_one.ipynb #c276e6b4
 def _tend(f: "AngelFeed", x: _Line, ws: WebSock, now: float) -> None:
     "Subscriptions, heartbeat, silence."
+    ws.flush()
     _send_due(f, x, ws, now)
     if max(x.ponged, ws.heard) < x.pinged:
         if now - x.pinged > f.cfg.pong_s: return _lost(f, x, f"no answer to a ping for {f.cfg.pong_s:g} s")
@@ -661,8 +661,7 @@ def _rehearse(universe: Universe) -> None:
     ws = WebSock(ours, size=1 << 16)
     for p in packets: theirs.sendall((bytes([0x82, len(p)]) if len(p) < 126 else bytes([0x82, 126, len(p) >> 8, len(p) & 255])) + p)
     ws.pump()
-    addr, n = ws.span()
-    ws.skip(d.walk(addr, n, 0)[0])
+    ws.walk(d.compiled, d.memory, 0)
     for _ in range(2 * len(universe) + 16): d.read(packets[-1], 0)
     d.take_rows()
     ws.close()
