@@ -28,7 +28,7 @@ from .bars import BAR, BAR_UPDATED, MINUTE, Bars
 from .calendar import CalendarError, session_for, trading_day
 from .depth import FLAG_HALT, Rows
 from .instrument import Capabilities, Universe
-from .live import Backoff, Dialer, FeedBusy, FeedRefused, FeedStats, FrameTape, LinkNews, SilenceWatch
+from .live import Alarms, Backoff, Dialer, FeedBusy, FeedRefused, FeedStats, FrameTape, LinkNews, SilenceWatch, sleep_s
 from .packet import FeedError
 from .websock import BINARY, Message, SocketError, WebSock, open_socket, payload
 
@@ -230,6 +230,7 @@ class AlpacaFeed:
     ) -> None:
         self.name, self.universe, self.cfg, self.capabilities = f"alpaca-{cfg.source}", universe, cfg, capabilities_of(cfg)
         self.stats, self.bands = FeedStats(), dict[str, tuple[float, float]]()  # bands: LULD (down, up) by symbol
+        self._alarms = Alarms(self.stats)
         self.uncovered: tuple[str, ...] = ()  # symbols the stream does not carry: by request, once a minute
         self._clock, self._decoder, self._memory = clock, Decoder(universe, 32_768), BarMemory()
         self._dialer = Dialer(lambda: log_in(cfg, key, secret), lambda ws: ws.close())
@@ -269,7 +270,7 @@ class AlpacaFeed:
         while True:
             if now - self._link.looked >= 0.05: _upkeep(self, now)
             told = bool(self._news or (self._bars and "backfill" not in self._jobs))
-            woken = _receive(self, 0.0 if told else min(max(until - now, 0.0), 0.05))
+            woken = _receive(self, 0.0 if told else sleep_s(until - now))
             rows = self._decoder.take_rows()
             if len(rows):
                 self.stats.rows += len(rows)
@@ -464,6 +465,7 @@ def _upkeep(f: "AlpacaFeed", now: float) -> None:
     "Everything that is due by the clock."
     f._link.looked = now
     _count(f)
+    for text in f._alarms.due(): _tell(f, "warning", text)
     if f._link.ws is None: _redial(f, now)
     else: _tend(f, f._link.ws, now)
     _finish_jobs(f)

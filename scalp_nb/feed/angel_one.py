@@ -42,7 +42,7 @@ from .bars import BAR, Bars
 from .calendar import CalendarError, session_for
 from .depth import Rows, depth_row
 from .instrument import Capabilities, Instrument, Universe
-from .live import Backoff, Dialer, FeedBusy, FeedRefused, FeedStats, FrameTape, LinkNews, SilenceWatch
+from .live import Alarms, Backoff, Dialer, FeedBusy, FeedRefused, FeedStats, FrameTape, LinkNews, SilenceWatch, sleep_s
 from .packet import FeedError, exchange_type
 from .websock import TEXT, Message, SocketError, UpgradeRefused, WebSock, open_socket, payload
 
@@ -203,6 +203,7 @@ class AngelFeed:
     ) -> None:
         self.name, self.universe, self.cfg, self.capabilities = "angel", universe, config, capabilities_of(config)
         self.stats, self.uncovered = FeedStats(), tuple[str, ...]()  # uncovered: symbols that never ticked, or were refused
+        self._alarms = Alarms(self.stats)
         self._clock, self._tokens, self._sym = clock, tokens, {s: k for k, s in enumerate(universe.symbols)}
         self._decoder = AngelDecoder(universe, config.keep_rows, 4096 if config.raw_tape else 0)
         self._news: list[LinkNews] = []
@@ -214,7 +215,6 @@ class AngelFeed:
         self._up = self._settled = False   # every connection was up at the last news; every subscription was sent
         self._looked = self._flushed = 0.0
         self._asks = self._texts = self._odd = 0
-        self._alarmed: dict[str, int] = {}
         self._day, self._hours = -1, dict[_Kind, tuple[int, int]]()
         _deal(self, _indices(self, symbols or universe.symbols))
         self._tape = FrameTape(config.raw_tape, self.name, universe) if config.raw_tape else None
@@ -241,13 +241,15 @@ class AngelFeed:
 
     def read(self, timeout_s: float) -> Rows:
         "Rows that arrived; returns early when news or a watched descriptor wait for the session."
-        until = time.monotonic() + timeout_s
+        now = time.monotonic()
+        until = now + timeout_s
         while True:
-            now = time.monotonic()
             if now - self._looked >= 0.05: _upkeep(self, now)
             told = bool(self._news)
-            woken = _receive(self, 0.0 if told else min(max(until - now, 0.0), 0.05))
-            if self._decoder.waiting or told or woken or time.monotonic() >= until: break
+            woken = _receive(self, 0.0 if told else sleep_s(until - now))
+            if self._decoder.waiting or told or woken: break
+            now = time.monotonic()
+            if now >= until: break
         if self._stale: _freshen(self)
         rows = self._decoder.take_rows()
         self.stats.rows += len(rows)
@@ -379,11 +381,13 @@ def _drain(f: "AngelFeed", x: _Line) -> None:
             break
         more = x.left or ws.received > _MUCH
         x.left = came and _decode(f, x, ws)
-        now = time.monotonic()
+        now, dry = time.monotonic(), f._idle_at if f._idle_at > x.dry_at else x.dry_at
+        if now - dry > f.cfg.behind_s: _behind(f)
+        if not (more or x.left):
+            x.dry_at = now
+            break
         until = until or now + f.cfg.drain_s
-        if now - max(x.dry_at, f._idle_at) > f.cfg.behind_s: _behind(f)
-        if not (more or x.left): x.dry_at = now
-        if not (more or x.left) or (x.left and not f._stale) or now >= until: break
+        if (x.left and not f._stale) or now >= until: break
     x.ticks += f._decoder.messages - before
     if x.ws is ws and (x.left or ws.buffered): f._again.append(x)
 
@@ -404,11 +408,13 @@ def _decode(f: "AngelFeed", x: _Line, ws: WebSock) -> bool:
     "Everything the buffer holds; True when the rows are full and something is left."
     recv, d = f._clock(), f._decoder
     while True:
-        at = ws.address
+        at = ws.address if f._tape is not None else 0
         f.stats.bytes += ws.walk(d.compiled, d.memory, recv)
         if f._tape is not None: _record(f._tape, at, d.frames(), recv)
         why = d.why
-        if why in (ALL, FULL) or (why == LOOK and not _look(f, x, ws, recv)): return why == FULL
+        if why == ALL: return False
+        if why == FULL: return True
+        if why == LOOK and not _look(f, x, ws, recv): return False
 
 # %% ../../nbs/feed/22_angel_one.ipynb #9329169f
 def _record(tape: FrameTape, addr: int, frames: list[tuple[int, int]], recv: int) -> None:
@@ -474,7 +480,7 @@ def _upkeep(f: "AngelFeed", now: float) -> None:
     "Everything that is due by the clock."
     f._looked = now
     _count(f)
-    _alarms(f)
+    for text in f._alarms.due(): _tell(f, "warning", text)
     _look_up_hours(f, f._clock())
     for x in f._lines:
         if x.ws is not None: _tend(f, x, x.ws, now)
@@ -495,19 +501,6 @@ def _count(f: "AngelFeed") -> None:
     d, s = f._decoder, f.stats
     s.messages, s.malformed, s.dropped_rows, s.frames = d.messages, d.malformed, d.dropped, d.frames_walked + f._texts
     s.unknown, s.unwanted, s.crossed, s.disordered = d.unknown + f._odd, d.unwanted, d.crossed, d.disordered
-
-# %% ../../nbs/feed/22_angel_one.ipynb #7f694c75
-_ALARMS = {"malformed": "packets could not be decoded", "unknown": "messages were of instruments or kinds nobody knows",
-           "crossed": "books had the best bid at or above the best ask", "disordered": "books had levels out of order",
-           "dropped_rows": "rows gave way to later ones of their symbol: the reader is behind"}
-
-def _alarms(f: "AngelFeed") -> None:
-    "Tell what is wrong with the data when it first happens, and each time it has become ten times as much."
-    for name, what in _ALARMS.items():
-        n = int(getattr(f.stats, name))
-        if n >= max(1, 10 * f._alarmed.get(name, 0)):
-            f._alarmed[name] = n
-            _tell(f, "warning", f"{n} {what}")
 
 # %% ../../nbs/feed/22_angel_one.ipynb #e90dba2a
 def _look_up_hours(f: "AngelFeed", now: int) -> None:

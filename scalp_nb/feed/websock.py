@@ -120,7 +120,10 @@ class TlsLine:
     def handshake(self) -> None:
         "Shake hands on a blocking socket; raises OSError."
         while True:
-            try: return self._tls.do_handshake()
+            try:
+                self._tls.do_handshake()
+                self._more = self._incoming.pending > 0  # something may have come with its last words
+                return
             except ssl.SSLWantReadError: pass
             finally: self._sock.sendall(self._outgoing.read())
             n = self._sock.recv_into(self._raw)
@@ -308,7 +311,7 @@ class WebSock:
     @property
     def buffered(self) -> bool:
         "Is there something to do that the descriptor does not show?"
-        return self._fresh or bool(self.ended) or (self._tls and self.sock.pending() > 0)
+        return bool(self._fresh or self.ended or (self._tls and self.sock.pending()))
 
     def flush(self) -> None:
         "Send what a full socket refused before."
