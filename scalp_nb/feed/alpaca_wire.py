@@ -426,8 +426,8 @@ class Decoder:
     def __init__(
         self,
         universe: Universe,  # symbols as Alpaca writes them
-        rows: int = 16_384,  # rows kept for the reader before older ones give way
-        bars: int = 4_096,  # bars kept for the reader
+        rows: int = 16_384,  # rows kept for the reader before older ones give way; at least two a symbol
+        bars: int = 4_096,  # bars there is room for at first
     ) -> None:
         self.universe, self.books = universe, empty_depth(len(universe))
         self.books["sym"] = np.arange(len(universe))
@@ -529,7 +529,7 @@ class Decoder:
     def waiting(self) -> int: return self._told[_N]
 
     def take_rows(self) -> Rows:
-        "Rows since the last call, oldest first: they are the caller's, and never written again."
+        "Rows since the last call, oldest first: they are the caller's, and not written again while anybody holds them."
         return self._block.take()
 
     def take_bars(self) -> Bars:
@@ -567,7 +567,7 @@ def _apply(d: "Decoder", kind: str, sym: int, m: dict[str, Any], recv: int) -> N
     if kind in "bu":
         values = (ts, *(float(m[k]) for k in ("o", "h", "l", "c")), float(m.get("v", math.nan)), float(m.get("vw", math.nan)),
                   int(m.get("n", 0)), sym, BAR_UPDATED if kind == "u" else 0)
-        if d._ctx[_NB] >= len(d._bars): raise FeedError("bars waiting to be read", int(d._ctx[_NB]))
+        if d._ctx[_NB] >= len(d._bars): _more_bars(d)
         d._bars[d._ctx[_NB]] = values
         d._ctx[_NB] += 1
         return
@@ -583,6 +583,12 @@ def _apply(d: "Decoder", kind: str, sym: int, m: dict[str, Any], recv: int) -> N
         r["volume"] += float(m["s"])
     if kind != "t": _levels(d, r, sides)
     d.emit(sym, ts, recv)
+
+# %% ../../nbs/feed/21_alpaca_wire.ipynb #4278cdcf
+def _more_bars(d: "Decoder") -> None:
+    "Twice the room: bars come in a burst once a minute, and each says something no later one repeats."
+    d._bars = np.concatenate([d._bars, np.zeros(len(d._bars), BAR)])
+    d._ctx[_BARS], d._ctx[_BARCAP] = d._bars.ctypes.data, len(d._bars)
 
 # %% ../../nbs/feed/21_alpaca_wire.ipynb #48ad7729
 def _levels(d: "Decoder", r: Rows, sides: Sides) -> None:

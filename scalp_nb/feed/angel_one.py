@@ -157,6 +157,7 @@ def connect(
 
 # %% ../../nbs/feed/22_angel_one.ipynb #a6e597c7
 _Kind = tuple[str, str, bool]
+_ASKS = 256       # subscriptions remembered of a connection
 _MUCH = 1 << 16  # bytes of a receipt after which there is probably more
 _DAY, _IST, _NEVER = 86_400_000_000_000, 19_800_000_000_000, (1 << 63) - 1
 
@@ -612,6 +613,7 @@ def _send_due(f: "AngelFeed", x: _Line, ws: WebSock, now: float) -> None:
     f._asks += 1
     name = f"{x.number}x{f._asks % 10**7}"
     x.asked[name] = ask
+    if len(x.asked) > _ASKS: del x.asked[next(iter(x.asked))]  # so old that no error of it will come
     ws.send(subscription(f.universe, ask.syms, ask.action, ask.mode, name))
     x.next_send = now + f.cfg.batch_gap_s
     if not x.outbox: x.check_at = now + f.cfg.silence_s

@@ -233,7 +233,7 @@ def _compact(ctx: Any, rows: Any, state: Any) -> None:
 def keep_latest_rows(
     ctx_addr: int,  # address of the decoder's memory
 ) -> None:
-    "The same at the owner's wish."
+    "Keep the latest row of each symbol, at the wish of the block's owner."
     ctx = carray(_pointer(ctx_addr), _CTX, np.int64)
     _compact(ctx, carray(_pointer(ctx[_OUT]), ctx[_CAP], _rows_t), carray(_pointer(ctx[_STATE]), ctx[_NSYM], _syms_t))
 
@@ -382,7 +382,7 @@ class AngelDecoder:
         return found
 
     def take_rows(self) -> Rows:
-        "Rows since the last call, oldest first: they are the caller's, and never written again."
+        "Rows since the last call, oldest first: they are the caller's, and not written again while anybody holds them."
         return self._block.take()
 
     def want(
