@@ -98,7 +98,8 @@ def skip(
 @njit(cache=True)
 def _past(addr: int, at: int, end: int) -> Any:
     "What `skip` says of a value that begins before `end`: numbers, short strings and times at once."
-    c = np.int64(_u8(addr, at))
+    c: Any = np.int64(_u8(addr, at))
+    n: Any
     if c < 0x80: n = 1
     elif c >= 0xA0 and c < 0xC0: n = 1 + (c & 31)
     elif c >= 0xCA and c <= 0xD3: n = 1 + (4 if c == 0xCA else 8 if c == 0xCB else 1 << (c & 3))
@@ -180,8 +181,8 @@ def symbol_table(
 # %% ../../nbs/feed/21_alpaca_wire.ipynb #808565f3
 _OUT, _CAP, _N = ROWS_AT, ROWS_CAP, ROWS_N
 _BOOK, _NSYM, _BARS, _BARCAP, _TABLE, _MASK, _OTHER, _OTHERCAP, _NOTES = range(3, 12)
-_NB, _NO, _UNKNOWN, _MSGS, _LAST, _DROPPED, _MALFORMED, _FRAMES, _FRAME, _WHY = range(12, 22)
-_CTX = 22
+_NB, _NO, _UNKNOWN, _MSGS, _DROPPED, _MALFORMED, _FRAMES, _FRAME, _WHY = range(12, 21)
+_CTX = 21
 _OTHER_T = np.dtype([("at", "<i8"), ("n", "<i8")])
 _rows_t, _bars_t, _slots_t, _others_t, _notes_t = DEPTH, BAR, _SLOT, _OTHER_T, row_notes(0).dtype
 
@@ -210,7 +211,7 @@ def _find(table: Any, mask: int, addr: int, at: int, end: int) -> Any:
 def make_room(
     ctx_addr: int,  # address of the decoder's memory
 ) -> None:
-    "The block is full: older rows of a symbol give way to its latest."
+    "Make room in a full block: older rows of a symbol give way to its latest."
     ctx = carray(_pointer(ctx_addr), _CTX, np.int64)
     kept = keep_latest(carray(_pointer(ctx[_OUT]), ctx[_CAP], _rows_t), ctx[_N], carray(_pointer(ctx[_NOTES]), ctx[_NSYM], _notes_t))
     ctx[_DROPPED] += ctx[_N] - kept
@@ -274,7 +275,6 @@ def _message(addr: int, at: int, end: Any, ctx: Any, ctx_addr: int, book: Any, o
     if sym < 0:
         ctx[_UNKNOWN] += 1
         return p
-    if ts > ctx[_LAST]: ctx[_LAST] = ts
     if kind == 113:
         r = book[sym]
         _side(r.bid_px, r.bid_qty, bp, bs)
@@ -319,7 +319,7 @@ def _messages(addr: int, end: int, ctx: Any, ctx_addr: int, book: Any, out: Any,
 
 # %% ../../nbs/feed/21_alpaca_wire.ipynb #a76c6b69
 ALL, LOOK, REST = range(3)  # why a walk ended: no whole frame left; a frame for Python; messages of the last frame are for Python
-_STAMP = hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in (_bars_module, _depth, _live, _packet, _websock))).hexdigest()
+_STAMP = hashlib.sha256(b"".join(Path(str(m.__file__)).read_bytes() for m in (_bars_module, _depth, _live, _packet, _websock))).hexdigest()
 
 def _build_walk(stamp: str) -> Callable[[int, int, int, int], int]:
     @njit(cache=True)
@@ -450,13 +450,9 @@ class Decoder:
     @property
     def frames(self) -> int: return self._told[_FRAMES]
     @property
-    def last_ts(self) -> int: return self._told[_LAST]
-    @property
     def dropped(self) -> int: return self._told[_DROPPED]
     @property
-    def why(self) -> int:
-        "Why the last walk ended: ALL, LOOK or REST."
-        return self._told[_WHY]
+    def why(self) -> int: return self._told[_WHY]  # the last walk ended: ALL, LOOK or REST
 
     def walk(
         self,
@@ -484,9 +480,7 @@ class Decoder:
         "What the last frame held for Python; its bytes must still be there."
         return _rest(self, recv)
 
-    def spoiled(self) -> None:
-        "Something came that nobody can read."
-        self._ctx[_MALFORMED] += 1
+    def spoiled(self) -> None: self._ctx[_MALFORMED] += 1  # something came that nobody can read
 
     def put(
         self,
@@ -512,7 +506,6 @@ class Decoder:
         "Append the symbol's row as it stands."
         r = self.books[sym:sym + 1]
         r["ts"], r["recv"] = max(int(r["ts"][0]), ts), recv
-        self._ctx[_LAST] = max(int(self._ctx[_LAST]), ts)
         if self._ctx[_N] >= self._ctx[_CAP]: make_room(self.memory)
         self._block.free()[self._ctx[_N]] = r[0]
         self._ctx[_N] += 1

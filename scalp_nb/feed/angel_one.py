@@ -248,9 +248,7 @@ class AngelFeed:
             if now - self._looked >= 0.05: _upkeep(self, now)
             told = bool(self._news)
             woken = _receive(self, 0.0 if told else sleep_s(until - now))
-            if self._decoder.waiting or told or woken: break
-            now = time.monotonic()
-            if now >= until: break
+            if self._decoder.waiting or told or woken or (now := time.monotonic()) >= until: break
         if self._stale: _freshen(self)
         rows = self._decoder.take_rows()
         self.stats.rows += len(rows)

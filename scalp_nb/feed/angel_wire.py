@@ -100,7 +100,7 @@ def subscription(
                          "params": {"mode": mode, "tokenList": [{"exchangeType": e, "tokens": t} for e, t in groups.items()]}})
 
 # %% ../../nbs/feed/22_angel_wire.ipynb #bef95036
-_STAMP = hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in (_depth, _live, _packet, _websock))).hexdigest()
+_STAMP = hashlib.sha256(b"".join(Path(str(m.__file__)).read_bytes() for m in (_depth, _live, _packet, _websock))).hexdigest()
 _INDEX_FROM, _INDEX_TO = 99_900_000, 100_000_000
 
 @njit(cache=True)

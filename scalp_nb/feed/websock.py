@@ -219,12 +219,10 @@ class WebSock:
     ) -> None:
         self.sock, self.fd, self.ended, self._recv = sock, int(sock.fileno()), "", sock.recv_into
         self.heard = self.pinged = self.ponged = time.monotonic()
-        self._tls = isinstance(sock, TlsLine)
-        self.received = 0  # bytes of the last receipt
+        self._tls, self.received = isinstance(sock, TlsLine), 0  # received: bytes of the last receipt
         self._poll = select.poll()
         self._poll.register(self.fd, select.POLLIN)
-        self._out = bytearray()
-        self._joined: list[Any] = []  # keeps assembled messages alive until the next pump
+        self._out, self._joined = bytearray(), list[Any]()  # _joined keeps assembled messages alive until the next pump
         self._fragments, self._opcode = bytearray(), 0
         self._fresh = bool(rest)  # bytes nobody has looked at, though the socket has nothing new
         _allot(self, max(size, 2 * len(rest)), rest)
@@ -256,14 +254,9 @@ class WebSock:
         return used
 
     @property
-    def address(self) -> int:
-        "Where they lie."
-        return self._base + self._start
-
+    def address(self) -> int: return self._base + self._start  # of what has been received and not yet handed out
     @property
-    def unread(self) -> int:
-        "Bytes received and not yet handed out."
-        return self._end - self._start
+    def unread(self) -> int: return self._end - self._start  # bytes of it
 
     def messages(
         self,
