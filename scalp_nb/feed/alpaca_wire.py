@@ -179,6 +179,7 @@ def symbol_table(
     return table
 
 # %% ../../nbs/feed/21_alpaca_wire.ipynb #808565f3
+_KEPT = "__file__" in globals()  # compiled code is kept on disk; not a notebook's, whose cells change behind its back
 _OUT, _CAP, _N = ROWS_AT, ROWS_CAP, ROWS_N
 _BOOK, _NSYM, _BARS, _BARCAP, _TABLE, _MASK, _OTHER, _OTHERCAP, _NOTES = range(3, 12)
 _NB, _NO, _UNKNOWN, _MSGS, _DROPPED, _MALFORMED, _FRAMES, _FRAME, _WHY = range(12, 21)
@@ -207,7 +208,7 @@ def _find(table: Any, mask: int, addr: int, at: int, end: int) -> Any:
     return -1
 
 # %% ../../nbs/feed/21_alpaca_wire.ipynb #84e7f6b1
-@njit(cache=True)
+@njit(cache=_KEPT)
 def make_room(
     ctx_addr: int,  # address of the decoder's memory
 ) -> None:
@@ -235,7 +236,7 @@ def _side(px: Any, qty: Any, p: float, q: float) -> None:
     else: px[0], qty[0] = np.nan, 0.0
 
 # %% ../../nbs/feed/21_alpaca_wire.ipynb #8643d3ba
-@njit(cache=True)
+@njit(cache=_KEPT)
 def _message(addr: int, at: int, end: Any, ctx: Any, ctx_addr: int, book: Any, out: Any, bars: Any, table: Any, recv: int) -> Any:
     "Decode one map; the offset behind it, -1: damaged, -2: not for here."
     head: Any = np.int64(_u8(addr, at))
@@ -295,7 +296,7 @@ def _message(addr: int, at: int, end: Any, ctx: Any, ctx_addr: int, book: Any, o
     return p
 
 # %% ../../nbs/feed/21_alpaca_wire.ipynb #28e50f01
-@njit(cache=True)
+@njit(cache=_KEPT)
 def _messages(addr: int, end: int, ctx: Any, ctx_addr: int, book: Any, out: Any, bars: Any, table: Any, other: Any, recv: int) -> Any:
     "Decode a frame; 0: all of it; 1: other messages are noted; -1: damaged at some point, everything before it was used."
     ctx[_NO] = 0
@@ -322,7 +323,7 @@ ALL, LOOK, REST = range(3)  # why a walk ended: no whole frame left; a frame for
 _STAMP = hashlib.sha256(b"".join(Path(str(m.__file__)).read_bytes() for m in (_bars_module, _depth, _live, _packet, _websock))).hexdigest()
 
 def _build_walk(stamp: str) -> Callable[[int, int, int, int], int]:
-    @njit(cache=True)
+    @njit(cache=_KEPT)
     def walk(addr: int, length: int, ctx_addr: int, recv: int) -> int:
         "Decode every plain binary frame of `length` bytes up to the first that is something else, or not whole: bytes that were taken."
         version = stamp  # noqa: F841
@@ -350,7 +351,7 @@ walk = _build_walk(_STAMP)
 
 # %% ../../nbs/feed/21_alpaca_wire.ipynb #818e16a7
 def _build_frame(stamp: str) -> Callable[[int, int, int, int], None]:
-    @njit(cache=True)
+    @njit(cache=_KEPT)
     def take_frame(addr: int, length: int, ctx_addr: int, recv: int) -> None:
         "The same for the payload of one frame that came some other way: in fragments, longer than 64 kB, or from a tape."
         version = stamp  # noqa: F841

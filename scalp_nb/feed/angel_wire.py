@@ -211,6 +211,7 @@ def _place(table: Any, mask: int, key: int) -> Any:
     return k
 
 # %% ../../nbs/feed/22_angel_wire.ipynb #e2ad64c2
+_KEPT = "__file__" in globals()  # compiled code is kept on disk; not a notebook's, whose cells change behind its back
 _OUT, _CAP, _N = ROWS_AT, ROWS_CAP, ROWS_N
 _TABLE, _MASK, _STATE, _NSYM, _INDEX, _INDEXCAP = range(3, 9)
 _NF, _WHY, _FRAMES, _MSGS, _UNKNOWN, _MALFORMED, _UNWANTED, _CROSSED, _DISORDERED, _DROPPED, _LAST, _MAYDROP = range(9, 21)
@@ -221,7 +222,7 @@ ALL, LOOK, AGAIN, FULL = range(4)  # why a walk ended: no whole frame left; a fr
 _rows_t, _slots_t, _syms_t, _frames_t = DEPTH, _SLOT, _SYM, _FRAME
 
 # %% ../../nbs/feed/22_angel_wire.ipynb #f30706b8
-@njit(cache=True)
+@njit(cache=_KEPT)
 def _compact(ctx: Any, rows: Any, state: Any) -> None:
     "Keep the latest row of each symbol."
     kept = keep_latest(rows, ctx[_N], state)
@@ -229,7 +230,7 @@ def _compact(ctx: Any, rows: Any, state: Any) -> None:
     ctx[_N] = kept
 
 # %% ../../nbs/feed/22_angel_wire.ipynb #5beb7d39
-@njit(cache=True)
+@njit(cache=_KEPT)
 def keep_latest_rows(
     ctx_addr: int,  # address of the decoder's memory
 ) -> None:
@@ -271,7 +272,7 @@ def _put(addr: int, length: int, key: int, sym: int, ctx: Any, rows: Any, s: Any
 
 # %% ../../nbs/feed/22_angel_wire.ipynb #bab5f458
 def _build_walk(stamp: str) -> Callable[[int, int, int, int], int]:
-    @njit(cache=True)
+    @njit(cache=_KEPT)
     def walk(addr: int, length: int, ctx_addr: int, recv: int) -> int:
         "Decode every plain binary frame of `length` bytes up to the first that is something else, or not whole: bytes that were taken."
         version = stamp  # noqa: F841
@@ -301,7 +302,7 @@ walk = _build_walk(_STAMP)
 
 # %% ../../nbs/feed/22_angel_wire.ipynb #d900a2f3
 def _build_message(stamp: str) -> Callable[[int, int, int, int], None]:
-    @njit(cache=True)
+    @njit(cache=_KEPT)
     def take_message(addr: int, length: int, ctx_addr: int, recv: int) -> None:
         "The same for one message that came some other way: in fragments, or from a tape."
         version = stamp  # noqa: F841
