@@ -23,7 +23,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from .alpaca_rest import DATA_URL, DataClient, bars_between, last_bars
-from .alpaca_wire import ALL, LOOK, REST, Decoder, time_ns, unpack
+from .alpaca_wire import ALL, LOOK, REST, Decoder, rest, time_ns, unpack
 from .bars import BAR, BAR_UPDATED, MINUTE, Bars
 from .calendar import CalendarError, session_for, trading_day
 from .depth import FLAG_HALT, Rows
@@ -361,7 +361,7 @@ def _decode(f: "AlpacaFeed", ws: WebSock, recv: int) -> None:
         if f._tape is None:  # a tape wants each frame in the hand
             f.stats.bytes += ws.walk(d.compiled, d.memory, recv)
             why = d.why
-        if why == REST: _hear(f, ws, d.rest(recv), recv)
+        if why == REST: _hear(f, ws, rest(d, recv), recv)
         elif why == ALL or not _look(f, ws, recv): return
 
 def _look(f: "AlpacaFeed", ws: WebSock, recv: int) -> bool:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SYMBOL_BYTES', 'ALL', 'LOOK', 'REST', 'walk', 'take_frame', 'Sides', 'skip', 'symbol_table', 'make_room',
-           'rfc3339_ns', 'time_ns', 'unpack', 'CryptoBook', 'Decoder']
+           'rfc3339_ns', 'time_ns', 'unpack', 'CryptoBook', 'Decoder', 'rest']
 
 # %% ../../nbs/feed/21_alpaca_wire.ipynb #1013716c
 import ctypes
@@ -440,7 +440,8 @@ class Decoder:
             self._ctx[k] = a.ctypes.data
         self._ctx[[_NSYM, _BARCAP, _MASK, _OTHERCAP]] = len(universe), bars, len(self._table) - 1, len(self._other)
         self.memory, self._told = int(self._ctx.ctypes.data), memoryview(self._ctx)  # type: ignore[arg-type]
-        self.compiled, self._block = direct(walk, 4), RowBlock(self._ctx, max(rows, 2 * len(universe)))
+        self.compiled: Callable[[int, int, int, int], int] = self._first  # for `WebSock.walk`
+        self._block = RowBlock(self._ctx, max(rows, 2 * len(universe)))
 
     @property
     def unknown(self) -> int: return self._told[_UNKNOWN]
@@ -454,6 +455,10 @@ class Decoder:
     def dropped(self) -> int: return self._told[_DROPPED]
     @property
     def why(self) -> int: return self._told[_WHY]  # the last walk ended: ALL, LOOK or REST
+
+    def _first(self, addr: int, length: int, memory: int, recv: int) -> int:
+        self.compiled = direct(walk, 4)  # compiles, where the cache has nothing
+        return self.compiled(addr, length, memory, recv)
 
     def walk(
         self,
@@ -472,14 +477,7 @@ class Decoder:
     ) -> Sequence[dict[str, Any]]:  # messages that are no quote, trade or bar
         "Decode one frame."
         take_frame(addr, length, self.memory, recv)
-        return self.rest(recv) if self._told[_NO] else ()
-
-    def rest(
-        self,
-        recv: int,  # ns UTC
-    ) -> list[dict[str, Any]]:  # messages that are no quote, trade or bar
-        "What the last frame held for Python; its bytes must still be there."
-        return _rest(self, recv)
+        return rest(self, recv) if self._told[_NO] else ()
 
     def spoiled(self) -> None: self._ctx[_MALFORMED] += 1  # something came that nobody can read
 
@@ -542,7 +540,10 @@ class Decoder:
         return self.frame(int(buffer.ctypes.data), len(frame), recv)
 
 # %% ../../nbs/feed/21_alpaca_wire.ipynb #84451588
-def _rest(d: "Decoder", recv: int) -> list[dict[str, Any]]:
+def rest(
+    d: "Decoder",  # whose last frame had messages for Python; its bytes must still be there
+    recv: int,  # ns UTC
+) -> list[dict[str, Any]]:  # messages that are no quote, trade or bar
     "Messages the kernel passed on."
     out, addr = [], d._told[_FRAME]
     for at, n in d._other[:d._ctx[_NO]].tolist():

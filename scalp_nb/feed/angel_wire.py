@@ -330,7 +330,12 @@ class AngelDecoder:
         for k, a in ((_TABLE, self._table), (_STATE, self._state), (_INDEX, self._index)): self._ctx[k] = a.ctypes.data
         self._ctx[[_MASK, _NSYM, _INDEXCAP]] = len(self._table) - 1, n, index
         self.memory, self._told = int(self._ctx.ctypes.data), memoryview(self._ctx)  # type: ignore[arg-type]
-        self.compiled, self._block = direct(walk, 4), RowBlock(self._ctx, max(rows, 2 * n))
+        self.compiled: Callable[[int, int, int, int], int] = self._first  # for `WebSock.walk`
+        self._block = RowBlock(self._ctx, max(rows, 2 * n))
+
+    def _first(self, addr: int, length: int, memory: int, recv: int) -> int:
+        self.compiled = direct(walk, 4)  # compiles, where the cache has nothing
+        return self.compiled(addr, length, memory, recv)
 
     def walk(
         self,
