@@ -3,8 +3,11 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
+import socket
 import ssl
+import struct
 import subprocess
 import threading
 import time
@@ -22,13 +25,13 @@ from hypothesis import strategies as st
 from realdata import realdata
 from websockets.sync.server import ServerConnection, serve
 
-from scalp_nb.feed.alpaca import AlpacaFeed, AlpacaFeedConfig, FeedRefused
+from scalp_nb.feed.alpaca import AlpacaFeed, AlpacaFeedConfig, FeedRefused, _control, _drain, _tend, _text
 from scalp_nb.feed.alpaca_wire import Decoder, rfc3339_ns
 from scalp_nb.feed.bars import BAR_UPDATED, MINUTE
-from scalp_nb.feed.depth import FLAG_GAP, FLAG_HALT, empty_depth
+from scalp_nb.feed.depth import DEPTH, FLAG_GAP, FLAG_HALT, empty_depth
 from scalp_nb.feed.instrument import Instrument, Universe
 from scalp_nb.feed.live import Feed, read_tape
-from scalp_nb.feed.websock import BINARY, SocketError, open_socket, payload
+from scalp_nb.feed.websock import BINARY, MAX_MESSAGE, SocketError, WebSock, open_socket, payload
 from scalp_nb.practice.alpaca import PracticeServer
 from scalp_nb.practice.alpaca_orders import AlpacaTerms
 from scalp_nb.practice.venue import Tape, make_tape
@@ -339,6 +342,204 @@ def test_damaged_frames_never_reach_beyond_their_end(found: list[dict[str, Any]]
     assert d.take_rows().tobytes() == twin.take_rows().tobytes() and d.take_bars().tobytes() == twin.take_bars().tobytes()
     assert d.malformed == twin.malformed
 
+
+# ---------------------------------------------------------------- the compiled walk and the slow way, torn anywhere
+
+def wire(body: bytes, b0: int = 0x82) -> bytes:
+    "A server's frame."
+    n = len(body)
+    return (bytes([b0, n]) if n < 126 else struct.pack(">BBH", b0, 126, n) if n < 65536 else struct.pack(">BBQ", b0, 127, n)) + body
+
+
+def feed_on(sock: socket.socket, size: int) -> tuple[AlpacaFeed, WebSock]:
+    "A feed whose connection is `sock`: the real reading code, without a server."
+    feed = AlpacaFeed(UNI, AlpacaFeedConfig(source="test", stream_url="ws://127.0.0.1:1/"), "PK", "S", lambda: 7)
+    ws = feed._link.ws = WebSock(sock, size=size)
+    return feed, ws
+
+
+Seen = tuple[bytes, bytes, tuple[Any, ...]]
+
+
+def seen(feed: AlpacaFeed, ws: WebSock) -> Seen:
+    d, bars = feed._decoder, [*feed._bars, feed._decoder.take_bars()]
+    counts = (d.unknown + feed._odd, d.malformed, d.messages, d.frames + feed._texts, feed.stats.corrections, ws.ended, sorted(feed.bands.items()),
+              [(n.kind, n.text) for n in feed.news()])
+    return d.take_rows().tobytes(), np.concatenate(bars).tobytes(), counts
+
+
+@contextmanager
+def pair(size: int) -> Iterator[tuple[socket.socket, AlpacaFeed, WebSock]]:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    feed, ws = feed_on(ours, size)
+    try: yield theirs, feed, ws
+    finally:
+        feed.close()
+        for s in (ours, theirs): s.close()
+
+
+def walked(pieces: list[bytes]) -> Seen:
+    with pair(4096) as (theirs, feed, ws):
+        for piece in pieces:
+            for k in range(0, len(piece), 60_000):
+                theirs.sendall(piece[k:k + 60_000])
+                while not ws.ended and select.select([ws.fd], [], [], 0)[0]: _drain(feed, ws)
+        return seen(feed, ws)
+
+
+def one_by_one(stream: bytes) -> Seen:
+    "Each message by itself, as before there was a walk."
+    with pair(2 * len(stream) + 1024) as (theirs, feed, ws):
+        for k in range(0, len(stream), 60_000):
+            theirs.sendall(stream[k:k + 60_000])
+            ws.pump()
+        for m in ws.messages():
+            for x in feed._decoder.frame(m[1], m[2], 7) if m[0] == BINARY else _text(feed, ws, m, 7): _control(feed, x, 7)
+        return seen(feed, ws)
+
+
+others = st.sampled_from([{"T": "s", "S": "SPY", "sc": "H", "sm": "halted", "t": stamp(9)}, {"T": "s", "S": "SPY", "sc": "T", "t": stamp(10)},
+                          {"T": "l", "S": "AAPL", "u": 11.0, "d": 9.0}, {"T": "success", "msg": "x"}, {"T": "zzz"}, {"T": "c", "S": "SPY"}, 7])
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> bytes:
+    kind = draw(st.sampled_from(["prices"] * 6 + ["mixed", "json", "ping", "pieces", "bad", "empty", "long"]))
+    found: list[Any] = draw(messages)
+    if kind == "json": return wire(draw(st.sampled_from([b'[{"T":"l","S":"SPY","u":2,"d":1}]', b"{not json", b"7"])), 0x81)
+    if kind == "ping": return wire(b"are you there", draw(st.sampled_from([0x89, 0x8A])))
+    if kind == "empty": return wire(b"")
+    if kind == "mixed": found = [*found[:2], draw(others), *found[2:], draw(others)]
+    if kind == "long": found = [quote("SPY", k) for k in range(draw(st.integers(550, 700)))]
+    body = msgpack.packb(found)
+    if kind == "pieces":
+        k = draw(st.integers(0, len(body)))
+        return wire(body[:k], 0x02) + wire(b"", 0x89) + wire(body[k:], 0x80)
+    if kind == "bad":
+        noise = bytearray(body)
+        for at, v in draw(st.lists(st.tuples(st.integers(0, len(body) - 1), st.integers(0, 255)), max_size=4)): noise[at] = v
+        return wire(bytes(noise)[:draw(st.integers(0, len(body)))] if draw(st.booleans()) else bytes(noise))
+    return wire(body)
+
+
+ENDS = {"": b"", "masked": b"\x82\x81abcda", "compressed": b"\xc2\x01a", "oversized": b"\x82\x7f" + (MAX_MESSAGE + 1).to_bytes(8, "big"),
+        "goodbye": wire(struct.pack(">H", 1001) + b"bye", 0x88), "unknown": wire(b"", 0x8B), "nothing to continue": wire(b"x", 0x80)}
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(streams(), min_size=1, max_size=7), st.sampled_from(sorted(ENDS)), st.lists(st.integers(0, 10**6), max_size=12))
+def test_the_walk_and_the_slow_way_agree_however_the_stream_is_torn(found: list[bytes], end: str, cuts: list[int]) -> None:
+    stream = b"".join(found) + ENDS[end]
+    edges = [0, *sorted({c % (len(stream) + 1) for c in cuts}), len(stream)]
+    assert walked([stream[a:b] for a, b in zip(edges, edges[1:], strict=False)]) == one_by_one(stream)
+
+
+def test_torn_at_every_byte() -> None:
+    bar = {"T": "b", "S": "SPY", "o": 1.0, "h": 2.0, "l": 1.0, "c": 1.5, "v": 10, "n": 2, "vw": 1.2, "t": stamp(60)}
+    trade = {"T": "t", "S": "AAPL", "p": 9.5, "s": 3, "t": stamp(70)}
+    halt = {"T": "s", "S": "SPY", "sc": "H", "sm": "halted", "t": stamp(80)}
+    whole = msgpack.packb([quote("SPY", 5)])
+    stream = (wire(whole) + wire(b"", 0x89) + wire(msgpack.packb([trade, halt, bar])) + wire(whole[:20], 0x02) + wire(whole[20:], 0x80)
+              + wire(b'[{"T":"l","S":"SPY","u":2,"d":1}]', 0x81) + wire(b"") + wire(whole))
+    want = one_by_one(stream)
+    assert want[2][:4] == (0, 1, 5, 6) and len(want[0]) == 5 * DEPTH.itemsize
+    for k in range(1, len(stream)): assert walked([stream[:k], stream[k:]]) == want, k
+    assert walked([stream[k:k + 1] for k in range(len(stream))]) == want
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(streams(), max_size=4), st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=6), st.integers(0, 10**6))
+def test_the_walk_never_reads_beyond_what_it_was_given(found: list[bytes], noise: list[tuple[int, int]], cut: int) -> None:
+    stream = bytearray(b"".join(found) or b"\x82\x00")
+    for at, v in noise: stream[at % len(stream)] = v
+    stream, out = stream[:1 + cut % len(stream)], []
+    for behind in (b"\xff", b"\x00"):
+        d, raw = Decoder(UNI), np.frombuffer(bytes(stream) + behind * 600, np.uint8)
+        out.append((d.walk(int(raw.ctypes.data), len(stream), 1), d.take_rows().tobytes(), d.take_bars().tobytes(), d.malformed, d.unknown))
+    assert out[0] == out[1] and out[0][0][0] <= len(stream)
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_more_rows_than_fit_leave_the_latest_of_each_symbol_and_its_gap(slow: bool) -> None:
+    """A full block used to lose the newest rows, and with them the word that something had been missed."""
+    d = Decoder(UNI, rows=16)
+    d.read(msgpack.packb([quote("SPY", k) for k in range(15)]), 1)
+    d.gap()
+    found = [quote("AAPL" if k % 5 == 0 else "SPY", k) for k in range(15, 60)]
+    if slow:
+        for m in found: d.put(msgpack.unpackb(msgpack.packb(m), timestamp=0), 2)
+    else: d.read(msgpack.packb(found), 2)
+    rows = d.take_rows()
+    assert len(rows) <= 16 and len(rows) + d.dropped == 60
+    for sym, last in ((0, 59), (1, 55)):
+        mine = rows[rows["sym"] == sym]
+        assert mine["ts"][-1] == 1_700_000_000_000_000_000 + last and (mine["flags"] & FLAG_GAP).any()
+
+
+def test_rows_are_not_written_again_while_somebody_holds_them() -> None:
+    d, kept = Decoder(UNI, rows=16), list[tuple[np.ndarray, bytes]]()
+    for k in range(50):
+        d.read(msgpack.packb([quote("SPY", 7 * k + i) for i in range(7)]), k)
+        rows = d.take_rows()
+        kept.append((rows, rows.tobytes()))
+    assert all(rows.tobytes() == was for rows, was in kept) and d.dropped == 0
+
+
+# ---------------------------------------------------------------- what a connection's end leaves behind
+
+def test_what_follows_a_fatal_message_is_lost_and_the_gap_is_told_after_it() -> None:
+    """Quotes behind an error in the same receipt were decoded, and took the gap's flag away from the first row that has one before it."""
+    with pair(4096) as (theirs, feed, ws):
+        feed._poller.register(ws.fd, select.POLLIN)
+        theirs.sendall(wire(msgpack.packb([quote("SPY", 1)])) + wire(msgpack.packb([{"T": "error", "code": 407, "msg": "slow client"}]))
+                       + wire(msgpack.packb([quote("SPY", 2)])))
+        rows = feed.read(0)
+        assert rows["ts"].tolist() == [1_700_000_000_000_000_001] and feed._link.ws is None
+        assert [n.kind for n in feed.news()] == ["down"]
+        feed._decoder.read(msgpack.packb([quote("SPY", 3), quote("SPY", 4)]), 8)
+        assert (feed._decoder.take_rows()["flags"] & FLAG_GAP).tolist() == [FLAG_GAP, 0]
+
+
+def test_a_server_that_takes_us_and_drops_us_is_asked_ever_more_rarely() -> None:
+    waits: list[float] = []
+    with stream(lambda ws: ws.close()) as port:
+        feed = AlpacaFeed(UNI, config(port, source="test", first_wait_s=0.1, most_wait_s=0.8), "PK", "S")
+        feed.start(0)
+        d = Drive(feed)
+        d.until(lambda: d.kinds.count("down") >= 4)
+        waits = [float(n.text.rsplit(" in ", 1)[1].split()[0]) for n in d.news if n.kind == "down"]
+        feed.close()
+    assert waits[3] >= 0.4 and waits[0] <= 0.1, waits
+
+
+def test_what_is_wrong_with_the_data_is_told() -> None:
+    def script(ws: ServerConnection) -> None:
+        ws.recv()
+        for frame in (b"\xc1", msgpack.packb([quote("SPY", 1), {"T": "zzz"}])): ws.send(frame)
+        for _ in ws: pass
+    with stream(script) as port:
+        feed = AlpacaFeed(UNI, config(port, source="test"), "PK", "S")
+        feed.start(0)
+        d = Drive(feed)
+        d.until(lambda: d.kinds.count("warning") == 2)
+        assert {n.text.split(" ", 1)[1] for n in d.news if n.kind == "warning"} == {
+            "messages could not be decoded", "messages were of instruments or kinds nobody knows"}
+        feed.close()
+
+
+def test_what_a_full_socket_refused_is_sent_though_the_server_says_nothing() -> None:
+    with pair(4096) as (theirs, feed, ws):
+        ws.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        ws.send(b"x" * 500_000)
+        got, end = 0, time.monotonic() + 30
+        while got < 500_014 and time.monotonic() < end:
+            _tend(feed, ws, time.monotonic())
+            if select.select([theirs], [], [], 0.2)[0]: got += len(theirs.recv(1 << 20))
+        assert got >= 500_014
+
+
+# ---------------------------------------------------------------- recorded frames
 
 def test_frames_of_alpacas_own_pages() -> None:
     pages = json.loads(realdata("fixtures/alpaca/alpaca-docs__frames.json").read_text(encoding="utf-8"))

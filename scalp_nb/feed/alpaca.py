@@ -23,12 +23,12 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from .alpaca_rest import DATA_URL, DataClient, bars_between, last_bars
-from .alpaca_wire import Decoder, time_ns, unpack
+from .alpaca_wire import ALL, LOOK, REST, Decoder, rest, time_ns, unpack
 from .bars import BAR, BAR_UPDATED, MINUTE, Bars
 from .calendar import CalendarError, session_for, trading_day
 from .depth import FLAG_HALT, Rows
 from .instrument import Capabilities, Universe
-from .live import Backoff, Dialer, FeedBusy, FeedRefused, FeedStats, FrameTape, LinkNews, SilenceWatch
+from .live import Alarms, Backoff, Dialer, FeedBusy, FeedRefused, FeedStats, FrameTape, LinkNews, SilenceWatch, sleep_s
 from .packet import FeedError
 from .websock import BINARY, Message, SocketError, WebSock, open_socket, payload
 
@@ -232,6 +232,7 @@ class AlpacaFeed:
     ) -> None:
         self.name, self.universe, self.cfg, self.capabilities = f"alpaca-{cfg.source}", universe, cfg, capabilities_of(cfg)
         self.stats, self.bands = FeedStats(), dict[str, tuple[float, float]]()  # bands: LULD (down, up) by symbol
+        self._alarms = Alarms(self.stats)
         self.uncovered: tuple[str, ...] = ()  # symbols the stream does not carry: by request, once a minute
         self._clock, self._decoder, self._memory = clock, Decoder(universe, 32_768), BarMemory()
         self._dialer = Dialer(lambda: log_in(cfg, key, secret), lambda ws: ws.close())
@@ -243,8 +244,8 @@ class AlpacaFeed:
         self._pool, self._jobs = ThreadPoolExecutor(2, "scalp-alpaca-rest"), dict[str, Future[Any]]()
         self._tape = FrameTape(cfg.raw_tape, self.name, universe) if cfg.raw_tape else None
         self._halted: dict[int, float] = {}  # symbol -> volume when halted, after a gap: a trade proves that it trades
-        self._poller, self._wakes = select.poll(), list[int]()
-        self._polled_minute = self._flushed = self._odd = 0
+        self._poller, self._wakes = select.poll(), set[int]()
+        self._polled_minute = self._flushed = self._odd = self._texts = 0
         self._day: tuple[int, int] = (0, 0)  # market hours known to cover the present, ns
         self._asked_day = ""
 
@@ -266,16 +267,18 @@ class AlpacaFeed:
 
     def read(self, timeout_s: float) -> Rows:
         "Rows that arrived; returns early when bars, news or a watched descriptor wait for the session."
-        until = time.monotonic() + timeout_s
+        now = time.monotonic()
+        until = now + timeout_s
         while True:
-            now = time.monotonic()
             if now - self._link.looked >= 0.05: _upkeep(self, now)
             told = bool(self._news or (self._bars and "backfill" not in self._jobs))
-            woken = _wait(self, 0.0 if told else min(max(until - now, 0.0), 0.05))
-            _drain(self)
+            woken = _receive(self, 0.0 if told else sleep_s(until - now))
             rows = self._decoder.take_rows()
-            self.stats.rows += len(rows)
-            if len(rows) or told or woken or time.monotonic() >= until: return rows
+            if len(rows):
+                self.stats.rows += len(rows)
+                return rows
+            now = time.monotonic()
+            if told or woken or now >= until: return rows
 
     def bars(self) -> Bars:
         "Bars since the last call; held back while missed bars are being fetched, so that they come in order."
@@ -302,9 +305,11 @@ class AlpacaFeed:
 
     # ---- beyond the protocol
     def rehearse(self) -> None:
-        "Decode an empty frame: what that compiles is not compiled when the first quote comes."
-        empty = np.array([0x90], np.uint8)
-        self._decoder.frame(int(empty.ctypes.data), 1, 0)
+        "Decode empty frames: what that compiles is not compiled when the first quote comes."
+        empty = np.array([0x82, 1, 0x90], np.uint8)
+        at = int(empty.ctypes.data)
+        self._decoder.walk(at, 3, 0)
+        self._decoder.frame(at + 2, 1, 0)
 
     def watch(
         self,
@@ -312,7 +317,7 @@ class AlpacaFeed:
     ) -> None:
         "Let `read` return early for somebody else's news."
         self._poller.register(fd, select.POLLIN)
-        self._wakes.append(fd)
+        self._wakes.add(fd)
 
     def history(
         self,
@@ -331,46 +336,64 @@ class AlpacaFeed:
     _poll_quotes: tuple[str, ...] = ()
 
 # %% ../../nbs/feed/21_alpaca.ipynb #46fd0282
-def _wait(f: "AlpacaFeed", timeout_s: float) -> bool:
-    "Sleep until the socket or a watched descriptor speaks; True for the latter."
-    ws = f._link.ws
-    if ws is not None and ws.buffered: return False
-    ready = f._poller.poll(timeout_s * 1000)
-    return any(fd in f._wakes for fd, _ in ready)
+def _receive(f: "AlpacaFeed", timeout_s: float) -> bool:
+    "Sleep until something arrives, decode it; True when a watched descriptor spoke."
+    ws, woken = f._link.ws, False
+    if ws is not None and ws.buffered:
+        _drain(f, ws)
+        return False
+    for fd, _ in f._poller.poll(timeout_s * 1000):
+        if fd in f._wakes: woken = True
+        elif ws is not None: _drain(f, ws)
+    return woken
 
-def _drain(f: "AlpacaFeed") -> None:
+def _drain(f: "AlpacaFeed", ws: WebSock) -> None:
     "Decode what has arrived."
-    ws = f._link.ws
-    if ws is None: return
     try: came = ws.pump()
     except SocketError as e: return _lost(f, str(e))
     if not came: return
-    recv, stats, frame = f._clock(), f.stats, f._decoder.frame
-    f._decoder.trim()
-    for m in ws.messages():
-        stats.frames += 1
-        stats.bytes += m[2]
+    _decode(f, ws, f._clock())
+    if f._decoder.bars_waiting: f._bars.append(f._decoder.take_bars())
+
+# %% ../../nbs/feed/21_alpaca.ipynb #369c7959
+def _decode(f: "AlpacaFeed", ws: WebSock, recv: int) -> None:
+    "Everything the buffer holds, unless a message in it ends the connection: what follows is as lost as what never came."
+    d, why = f._decoder, LOOK
+    while f._link.ws is ws:
+        if f._tape is None:  # a tape wants each frame in the hand
+            f.stats.bytes += ws.walk(d.compiled, d.memory, recv)
+            why = d.why
+        if why == REST: _hear(f, ws, rest(d, recv), recv)
+        elif why == ALL or not _look(f, ws, recv): return
+
+def _look(f: "AlpacaFeed", ws: WebSock, recv: int) -> bool:
+    "One frame read the slow way; False when it is not whole."
+    left = ws.unread
+    for m in ws.messages(1):
         if f._tape is not None: f._tape.add(recv, payload(m))
-        if m[2] > 65_536: f._decoder.trim()
-        for other in frame(m[1], m[2], recv) if m[0] == BINARY else _text(f, ws, m, recv): _control(f, other, recv)
-    _collect(f)
+        _hear(f, ws, f._decoder.frame(m[1], m[2], recv) if m[0] == BINARY else _text(f, ws, m, recv), recv)
+    taken = left - ws.unread
+    f.stats.bytes += taken
+    return taken > 0 and not ws.ended
+
+def _hear(f: "AlpacaFeed", ws: WebSock, found: Iterable[dict[str, Any]], recv: int) -> None:
+    for m in found:
+        if f._link.ws is ws: _control(f, m, recv)
 
 # %% ../../nbs/feed/21_alpaca.ipynb #a4a11ce6
 def _text(f: "AlpacaFeed", ws: WebSock, m: Message, recv: int) -> list[dict[str, Any]]:
     "A JSON frame the slow way."
+    f._texts += 1
     try: return [x for one in parse(ws, m) for x in f._decoder.put(one, recv)]
     except FeedError:
-        f._decoder.malformed += 1
+        f._decoder.spoiled()
         return []
-
-def _collect(f: "AlpacaFeed") -> None:
-    "Take decoded bars over."
-    if f._decoder.bars_waiting: f._bars.append(f._decoder.take_bars())
 
 def _count(f: "AlpacaFeed") -> None:
     "Keep the counters."
     d, s = f._decoder, f.stats
     s.messages, s.unknown, s.dropped_rows, s.malformed = d.messages, d.unknown + f._odd, d.dropped, d.malformed
+    s.frames = d.frames + f._texts
 
 def _tell(f: "AlpacaFeed", kind: str, text: str, symbol: str = "") -> None:
     f._news.append(LinkNews(f._clock(), kind, text, symbol))
@@ -405,7 +428,7 @@ def _status(f: "AlpacaFeed", m: dict[str, Any], recv: int) -> None:
 # %% ../../nbs/feed/21_alpaca.ipynb #8834ec3d
 def _band(f: "AlpacaFeed", m: dict[str, Any]) -> None:
     try: f.bands[str(m["S"])] = (float(m["d"]), float(m["u"]))
-    except (KeyError, TypeError, ValueError): f._decoder.malformed += 1
+    except (KeyError, TypeError, ValueError): f._decoder.spoiled()
 
 def _subscribed(f: "AlpacaFeed") -> None:
     if not f._link.unanswered: return
@@ -445,6 +468,7 @@ def _upkeep(f: "AlpacaFeed", now: float) -> None:
     "Everything that is due by the clock."
     f._link.looked = now
     _count(f)
+    for text in f._alarms.due(): _tell(f, "warning", text)
     if f._link.ws is None: _redial(f, now)
     else: _tend(f, f._link.ws, now)
     _finish_jobs(f)
@@ -478,7 +502,6 @@ def _up(f: "AlpacaFeed", ws: WebSock) -> None:
     "A connection is there: subscribe, and fetch what was missed."
     f.stats.connects += 1
     again = f.stats.connects > 1
-    f._backoff.reset()
     f._silence.reset()
     f._link = _Link(ws, batches=deque(plan(f.universe.symbols, f.cfg)), seen=f._decoder.messages, looked=time.monotonic())
     f._poller.register(ws.fd, select.POLLIN)
@@ -493,6 +516,7 @@ def _up(f: "AlpacaFeed", ws: WebSock) -> None:
 def _tend(f: "AlpacaFeed", ws: WebSock, now: float) -> None:
     "Batches, pings, silence."
     link = f._link
+    ws.flush()
     if link.batches and now >= link.next_batch:
         batch = link.batches.popleft()
         ws.send(orjson.dumps(batch.message()))
@@ -505,6 +529,7 @@ def _tend(f: "AlpacaFeed", ws: WebSock, now: float) -> None:
     if f._decoder.crossed and f._clock() - min(f._decoder.crossed.values()) > f.cfg.crossed_s * 1e9:
         names = ", ".join(f.universe[s].symbol for s in f._decoder.crossed)
         return _lost(f, f"crossed for {f.cfg.crossed_s:g} s, so a change was missed: {names}")
+    if heard: f._backoff.reset()  # not when it opens: a server that takes us and drops us is asked ever more rarely
     if f._silence.look(time.monotonic_ns(), heard, _open(f, f._clock())):
         _lost(f, f"open but mute: no market event for {f._silence.limit_s:g} s while the market is open")
 

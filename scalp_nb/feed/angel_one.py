@@ -42,7 +42,7 @@ from .bars import BAR, Bars
 from .calendar import CalendarError, session_for
 from .depth import Rows, depth_row
 from .instrument import Capabilities, Instrument, Universe
-from .live import Backoff, Dialer, FeedBusy, FeedRefused, FeedStats, FrameTape, LinkNews, SilenceWatch
+from .live import Alarms, Backoff, Dialer, FeedBusy, FeedRefused, FeedStats, FrameTape, LinkNews, SilenceWatch, sleep_s
 from .packet import FeedError, exchange_type
 from .websock import TEXT, Message, SocketError, UpgradeRefused, WebSock, open_socket, payload
 
@@ -157,6 +157,7 @@ def connect(
 
 # %% ../../nbs/feed/22_angel_one.ipynb #a6e597c7
 _Kind = tuple[str, str, bool]
+_ASKS = 256       # subscriptions remembered of a connection
 _MUCH = 1 << 16  # bytes of a receipt after which there is probably more
 _DAY, _IST, _NEVER = 86_400_000_000_000, 19_800_000_000_000, (1 << 63) - 1
 
@@ -203,6 +204,7 @@ class AngelFeed:
     ) -> None:
         self.name, self.universe, self.cfg, self.capabilities = "angel", universe, config, capabilities_of(config)
         self.stats, self.uncovered = FeedStats(), tuple[str, ...]()  # uncovered: symbols that never ticked, or were refused
+        self._alarms = Alarms(self.stats)
         self._clock, self._tokens, self._sym = clock, tokens, {s: k for k, s in enumerate(universe.symbols)}
         self._decoder = AngelDecoder(universe, config.keep_rows, 4096 if config.raw_tape else 0)
         self._news: list[LinkNews] = []
@@ -214,7 +216,6 @@ class AngelFeed:
         self._up = self._settled = False   # every connection was up at the last news; every subscription was sent
         self._looked = self._flushed = 0.0
         self._asks = self._texts = self._odd = 0
-        self._alarmed: dict[str, int] = {}
         self._day, self._hours = -1, dict[_Kind, tuple[int, int]]()
         _deal(self, _indices(self, symbols or universe.symbols))
         self._tape = FrameTape(config.raw_tape, self.name, universe) if config.raw_tape else None
@@ -241,13 +242,13 @@ class AngelFeed:
 
     def read(self, timeout_s: float) -> Rows:
         "Rows that arrived; returns early when news or a watched descriptor wait for the session."
-        until = time.monotonic() + timeout_s
+        now = time.monotonic()
+        until = now + timeout_s
         while True:
-            now = time.monotonic()
             if now - self._looked >= 0.05: _upkeep(self, now)
             told = bool(self._news)
-            woken = _receive(self, 0.0 if told else min(max(until - now, 0.0), 0.05))
-            if self._decoder.waiting or told or woken or time.monotonic() >= until: break
+            woken = _receive(self, 0.0 if told else sleep_s(until - now))
+            if self._decoder.waiting or told or woken or (now := time.monotonic()) >= until: break
         if self._stale: _freshen(self)
         rows = self._decoder.take_rows()
         self.stats.rows += len(rows)
@@ -379,11 +380,13 @@ def _drain(f: "AngelFeed", x: _Line) -> None:
             break
         more = x.left or ws.received > _MUCH
         x.left = came and _decode(f, x, ws)
-        now = time.monotonic()
+        now, dry = time.monotonic(), f._idle_at if f._idle_at > x.dry_at else x.dry_at
+        if now - dry > f.cfg.behind_s: _behind(f)
+        if not (more or x.left):
+            x.dry_at = now
+            break
         until = until or now + f.cfg.drain_s
-        if now - max(x.dry_at, f._idle_at) > f.cfg.behind_s: _behind(f)
-        if not (more or x.left): x.dry_at = now
-        if not (more or x.left) or (x.left and not f._stale) or now >= until: break
+        if (x.left and not f._stale) or now >= until: break
     x.ticks += f._decoder.messages - before
     if x.ws is ws and (x.left or ws.buffered): f._again.append(x)
 
@@ -402,14 +405,15 @@ def _freshen(f: "AngelFeed") -> None:
 # %% ../../nbs/feed/22_angel_one.ipynb #52f2bbe2
 def _decode(f: "AngelFeed", x: _Line, ws: WebSock) -> bool:
     "Everything the buffer holds; True when the rows are full and something is left."
-    recv, walk = f._clock(), f._decoder.walk
+    recv, d = f._clock(), f._decoder
     while True:
-        addr, n = ws.span()
-        used, why = walk(addr, n, recv)
-        if f._tape is not None: _record(f._tape, addr, f._decoder.frames(), recv)
-        ws.skip(used)
-        f.stats.bytes += used
-        if why in (ALL, FULL) or (why == LOOK and not _look(f, x, ws, recv)): return why == FULL
+        at = ws.address if f._tape is not None else 0
+        f.stats.bytes += ws.walk(d.compiled, d.memory, recv)
+        if f._tape is not None: _record(f._tape, at, d.frames(), recv)
+        why = d.why
+        if why == ALL: return False
+        if why == FULL: return True
+        if why == LOOK and not _look(f, x, ws, recv): return False
 
 # %% ../../nbs/feed/22_angel_one.ipynb #9329169f
 def _record(tape: FrameTape, addr: int, frames: list[tuple[int, int]], recv: int) -> None:
@@ -417,9 +421,9 @@ def _record(tape: FrameTape, addr: int, frames: list[tuple[int, int]], recv: int
 
 def _look(f: "AngelFeed", x: _Line, ws: WebSock, recv: int) -> bool:
     "One frame the compiled walk leaves to us; False when it is not whole."
-    left = ws.span()[1]
+    left = ws.unread
     for m in ws.messages(1): _other(f, x, m, recv)
-    taken = left - ws.span()[1]
+    taken = left - ws.unread
     f.stats.bytes += taken
     return taken > 0 and not ws.ended
 
@@ -475,7 +479,7 @@ def _upkeep(f: "AngelFeed", now: float) -> None:
     "Everything that is due by the clock."
     f._looked = now
     _count(f)
-    _alarms(f)
+    for text in f._alarms.due(): _tell(f, "warning", text)
     _look_up_hours(f, f._clock())
     for x in f._lines:
         if x.ws is not None: _tend(f, x, x.ws, now)
@@ -496,19 +500,6 @@ def _count(f: "AngelFeed") -> None:
     d, s = f._decoder, f.stats
     s.messages, s.malformed, s.dropped_rows, s.frames = d.messages, d.malformed, d.dropped, d.frames_walked + f._texts
     s.unknown, s.unwanted, s.crossed, s.disordered = d.unknown + f._odd, d.unwanted, d.crossed, d.disordered
-
-# %% ../../nbs/feed/22_angel_one.ipynb #7f694c75
-_ALARMS = {"malformed": "packets could not be decoded", "unknown": "messages were of instruments or kinds nobody knows",
-           "crossed": "books had the best bid at or above the best ask", "disordered": "books had levels out of order",
-           "dropped_rows": "rows gave way to later ones of their symbol: the reader is behind"}
-
-def _alarms(f: "AngelFeed") -> None:
-    "Tell what is wrong with the data when it first happens, and each time it has become ten times as much."
-    for name, what in _ALARMS.items():
-        n = int(getattr(f.stats, name))
-        if n >= max(1, 10 * f._alarmed.get(name, 0)):
-            f._alarmed[name] = n
-            _tell(f, "warning", f"{n} {what}")
 
 # %% ../../nbs/feed/22_angel_one.ipynb #e90dba2a
 def _look_up_hours(f: "AngelFeed", now: int) -> None:
@@ -599,6 +590,7 @@ def _say_up(f: "AngelFeed") -> None:
 # %% ../../nbs/feed/22_angel_one.ipynb #c276e6b4
 def _tend(f: "AngelFeed", x: _Line, ws: WebSock, now: float) -> None:
     "Subscriptions, heartbeat, silence."
+    ws.flush()
     _send_due(f, x, ws, now)
     if max(x.ponged, ws.heard) < x.pinged:
         if now - x.pinged > f.cfg.pong_s: return _lost(f, x, f"no answer to a ping for {f.cfg.pong_s:g} s")
@@ -619,6 +611,7 @@ def _send_due(f: "AngelFeed", x: _Line, ws: WebSock, now: float) -> None:
     f._asks += 1
     name = f"{x.number}x{f._asks % 10**7}"
     x.asked[name] = ask
+    if len(x.asked) > _ASKS: del x.asked[next(iter(x.asked))]  # so old that no error of it will come
     ws.send(subscription(f.universe, ask.syms, ask.action, ask.mode, name))
     x.next_send = now + f.cfg.batch_gap_s
     if not x.outbox: x.check_at = now + f.cfg.silence_s
@@ -661,8 +654,7 @@ def _rehearse(universe: Universe) -> None:
     ws = WebSock(ours, size=1 << 16)
     for p in packets: theirs.sendall((bytes([0x82, len(p)]) if len(p) < 126 else bytes([0x82, 126, len(p) >> 8, len(p) & 255])) + p)
     ws.pump()
-    addr, n = ws.span()
-    ws.skip(d.walk(addr, n, 0)[0])
+    ws.walk(d.compiled, d.memory, 0)
     for _ in range(2 * len(universe) + 16): d.read(packets[-1], 0)
     d.take_rows()
     ws.close()

@@ -19,9 +19,13 @@ import numpy.typing as npt
 import orjson
 from numba import carray, njit
 
+import scalp_nb.feed.depth as _depth
+import scalp_nb.feed.live as _live
 import scalp_nb.feed.packet as _packet
-from .depth import DEPTH, FLAG_AUCTION, FLAG_GAP, LEVELS, Rows, empty_depth
+import scalp_nb.feed.websock as _websock
+from .depth import DEPTH, FLAG_AUCTION, FLAG_GAP, LEVELS, Rows
 from .instrument import Universe
+from .live import ROWS_AT, ROWS_CAP, ROWS_N, RowBlock, keep_latest
 from scalp_nb.feed.packet import (
     MODE_SNAP_QUOTE,
     PACKET_BYTES,
@@ -44,11 +48,13 @@ from scalp_nb.feed.packet import (
     _u8,
     CURRENCY_SEGMENT,
     decode_into,
+    direct,
     encode_snap_quote,
     exchange_type,
     token_key,
     token_table,
 )
+from .websock import plain_frame
 
 # %% ../../nbs/feed/22_angel_wire.ipynb #b3ba3b75
 @dataclass(frozen=True, slots=True)
@@ -94,7 +100,7 @@ def subscription(
                          "params": {"mode": mode, "tokenList": [{"exchangeType": e, "tokens": t} for e, t in groups.items()]}})
 
 # %% ../../nbs/feed/22_angel_wire.ipynb #bef95036
-_STAMP = hashlib.sha256(Path(_packet.__file__).read_bytes()).hexdigest()
+_STAMP = hashlib.sha256(b"".join(Path(str(m.__file__)).read_bytes() for m in (_depth, _live, _packet, _websock))).hexdigest()
 _INDEX_FROM, _INDEX_TO = 99_900_000, 100_000_000
 
 @njit(cache=True)
@@ -205,8 +211,10 @@ def _place(table: Any, mask: int, key: int) -> Any:
     return k
 
 # %% ../../nbs/feed/22_angel_wire.ipynb #e2ad64c2
-_OUT, _CAP, _TABLE, _MASK, _STATE, _NSYM, _INDEX, _INDEXCAP = range(8)
-_N, _NF, _WHY, _FRAMES, _MSGS, _UNKNOWN, _MALFORMED, _UNWANTED, _CROSSED, _DISORDERED, _DROPPED, _LAST, _MAYDROP = range(8, 21)
+_KEPT = "__file__" in globals()  # compiled code is kept on disk; not a notebook's, whose cells change behind its back
+_OUT, _CAP, _N = ROWS_AT, ROWS_CAP, ROWS_N
+_TABLE, _MASK, _STATE, _NSYM, _INDEX, _INDEXCAP = range(3, 9)
+_NF, _WHY, _FRAMES, _MSGS, _UNKNOWN, _MALFORMED, _UNWANTED, _CROSSED, _DISORDERED, _DROPPED, _LAST, _MAYDROP = range(9, 21)
 _CTX = 21
 _SYM = np.dtype([("wanted", "<i8"), ("flags", "<i8"), ("packets", "<i8"), ("opens", "<i8"), ("closes", "<i8"), ("last", "<i8"), ("carry", "<i8")])
 _FRAME = np.dtype([("at", "<i8"), ("n", "<i8")])
@@ -214,30 +222,19 @@ ALL, LOOK, AGAIN, FULL = range(4)  # why a walk ended: no whole frame left; a fr
 _rows_t, _slots_t, _syms_t, _frames_t = DEPTH, _SLOT, _SYM, _FRAME
 
 # %% ../../nbs/feed/22_angel_wire.ipynb #f30706b8
-@njit(cache=True)
+@njit(cache=_KEPT)
 def _compact(ctx: Any, rows: Any, state: Any) -> None:
     "Keep the latest row of each symbol."
-    n, kept = ctx[_N], 0
-    for i in range(n):
-        s = state[rows[i].sym]
-        s.last = i
-        s.carry |= rows[i].flags & FLAG_GAP
-    for i in range(n):
-        s = state[rows[i].sym]
-        if s.last != i: continue
-        if kept != i: rows[kept] = rows[i]
-        rows[kept].flags |= s.carry
-        s.carry = 0
-        kept += 1
-    ctx[_DROPPED] += n - kept
+    kept = keep_latest(rows, ctx[_N], state)
+    ctx[_DROPPED] += ctx[_N] - kept
     ctx[_N] = kept
 
 # %% ../../nbs/feed/22_angel_wire.ipynb #5beb7d39
-@njit(cache=True)
+@njit(cache=_KEPT)
 def keep_latest_rows(
     ctx_addr: int,  # address of the decoder's memory
 ) -> None:
-    "The same at the owner's wish."
+    "Keep the latest row of each symbol, at the wish of the block's owner."
     ctx = carray(_pointer(ctx_addr), _CTX, np.int64)
     _compact(ctx, carray(_pointer(ctx[_OUT]), ctx[_CAP], _rows_t), carray(_pointer(ctx[_STATE]), ctx[_NSYM], _syms_t))
 
@@ -273,20 +270,9 @@ def _put(addr: int, length: int, key: int, sym: int, ctx: Any, rows: Any, s: Any
     ctx[_LAST] = max(ctx[_LAST], r.ts)
     ctx[_N] += 1
 
-# %% ../../nbs/feed/22_angel_wire.ipynb #02161325
-@njit(cache=True, inline="always")
-def _head(addr: int, at: int, length: int) -> Any:
-    "Where the body of the frame at `at` begins, and its length; -1: not for here, -2: not whole."
-    n = np.int64(_u8(addr, at + 1))
-    if _u8(addr, at) != 0x82 or n > 126 or n < 27: return at, -1
-    if n < 126: return at + 2, n if length - at - 2 >= n else -2
-    if length - at < 4: return at, -2
-    n = np.int64(_u8(addr, at + 2)) << 8 | np.int64(_u8(addr, at + 3))
-    return at + 4, n if length - at - 4 >= n else -2
-
 # %% ../../nbs/feed/22_angel_wire.ipynb #bab5f458
 def _build_walk(stamp: str) -> Callable[[int, int, int, int], int]:
-    @njit(cache=True)
+    @njit(cache=_KEPT)
     def walk(addr: int, length: int, ctx_addr: int, recv: int) -> int:
         "Decode every plain binary frame of `length` bytes up to the first that is something else, or not whole: bytes that were taken."
         version = stamp  # noqa: F841
@@ -296,9 +282,9 @@ def _build_walk(stamp: str) -> Callable[[int, int, int, int], int]:
         at: Any = np.int64(0)
         ctx[_WHY], ctx[_NF] = ALL, 0
         while length - at >= 2:
-            body, n = _head(addr, at, length)
-            if n < 0 or (ctx[_INDEXCAP] > 0 and ctx[_NF] >= ctx[_INDEXCAP]):
-                ctx[_WHY] = AGAIN if n >= 0 else LOOK if n == -1 else ALL
+            body, n = plain_frame(addr, at, length)
+            if n < 27 or (ctx[_INDEXCAP] > 0 and ctx[_NF] >= ctx[_INDEXCAP]):
+                ctx[_WHY] = AGAIN if n >= 27 else ALL if n == -2 else LOOK
                 break
             if ctx[_N] >= ctx[_CAP] and ctx[_MAYDROP] == 0:
                 ctx[_WHY] = FULL
@@ -316,7 +302,7 @@ walk = _build_walk(_STAMP)
 
 # %% ../../nbs/feed/22_angel_wire.ipynb #d900a2f3
 def _build_message(stamp: str) -> Callable[[int, int, int, int], None]:
-    @njit(cache=True)
+    @njit(cache=_KEPT)
     def take_message(addr: int, length: int, ctx_addr: int, recv: int) -> None:
         "The same for one message that came some other way: in fragments, or from a tape."
         version = stamp  # noqa: F841
@@ -327,21 +313,9 @@ def _build_message(stamp: str) -> Callable[[int, int, int, int], None]:
 
 take_message = _build_message(_STAMP)
 
-# %% ../../nbs/feed/22_angel_wire.ipynb #0cc1699d
-_ROW_BYTES = DEPTH.itemsize
-
-def _new_block(d: "AngelDecoder") -> None:
-    "A fresh block; the old one lives as long as somebody holds its rows."
-    d._out, d._from = np.empty(2 * d._room, DEPTH), 0
-    d._ctx[_OUT] = d._out.ctypes.data
-
 # %% ../../nbs/feed/22_angel_wire.ipynb #1a76ccf2
 class AngelDecoder:
     "Frames of Angel One's connections into rows of one universe. For one thread."
-    _out: Rows
-    _from: int
-    _nothing = empty_depth(0)
-
     def __init__(
         self,
         universe: Universe,  # each instrument with the broker's token
@@ -349,14 +323,19 @@ class AngelDecoder:
         index: int = 0,  # frames of one walk that `frames` can tell, for a tape; 0: none
     ) -> None:
         self.universe, n = universe, len(universe)
-        self._table, self._room = hash_table(token_table(universe)), max(rows, 2 * n)
+        self._table = hash_table(token_table(universe))
         self._state, self._index = np.zeros(n, _SYM), np.zeros(max(index, 1), _FRAME)
         self._state["opens"], self._state["closes"], self._state["wanted"] = -1, np.iinfo(np.int64).max, 1
         self._ctx = np.zeros(_CTX, np.int64)
         for k, a in ((_TABLE, self._table), (_STATE, self._state), (_INDEX, self._index)): self._ctx[k] = a.ctypes.data
-        self._ctx[[_CAP, _MASK, _NSYM, _INDEXCAP]] = self._room, len(self._table) - 1, n, index
-        self._at = int(self._ctx.ctypes.data)
-        _new_block(self)
+        self._ctx[[_MASK, _NSYM, _INDEXCAP]] = len(self._table) - 1, n, index
+        self.memory, self._told = int(self._ctx.ctypes.data), memoryview(self._ctx)  # type: ignore[arg-type]
+        self.compiled: Callable[[int, int, int, int], int] = self._first  # for `WebSock.walk`
+        self._block = RowBlock(self._ctx, max(rows, 2 * n))
+
+    def _first(self, addr: int, length: int, memory: int, recv: int) -> int:
+        self.compiled = direct(walk, 4)  # compiles, where the cache has nothing
+        return self.compiled(addr, length, memory, recv)
 
     def walk(
         self,
@@ -365,7 +344,12 @@ class AngelDecoder:
         recv: int,  # ns UTC
     ) -> tuple[int, int]:  # bytes taken; ALL, LOOK, AGAIN or FULL
         "Decode plain binary frames where they lie."
-        return walk(addr, length, self._at, recv), int(self._ctx[_WHY])
+        return self.compiled(addr, length, self.memory, recv), self._told[_WHY]
+
+    @property
+    def why(self) -> int:
+        "Why the last walk ended."
+        return self._told[_WHY]
 
     def latest_wins(
         self,
@@ -376,7 +360,7 @@ class AngelDecoder:
 
     def keep_latest(self) -> None:
         "Let all but the latest row of each symbol go now."
-        keep_latest_rows(self._at)
+        keep_latest_rows(self.memory)
 
     def message(
         self,
@@ -385,7 +369,7 @@ class AngelDecoder:
         recv: int,  # ns UTC
     ) -> None:
         "Decode one message."
-        take_message(addr, length, self._at, recv)
+        take_message(addr, length, self.memory, recv)
 
     def read(
         self,
@@ -395,7 +379,7 @@ class AngelDecoder:
         "Decode a message given as bytes: for tapes and tests."
         if frame[:1] in (b"p", b"{", b""): return False
         raw = np.frombuffer(frame, np.uint8)
-        take_message(int(raw.ctypes.data), len(frame), self._at, recv)
+        take_message(int(raw.ctypes.data), len(frame), self.memory, recv)
         return True
 
     def frames(self) -> list[tuple[int, int]]:
@@ -404,14 +388,8 @@ class AngelDecoder:
         return found
 
     def take_rows(self) -> Rows:
-        "Rows since the last call, oldest first: they are the caller's, and never written again."
-        n = int(self._ctx[_N])
-        if not n: return self._nothing
-        out: Rows = self._out[self._from:self._from + n]
-        self._ctx[_N], self._from = 0, self._from + n
-        if self._from > self._room: _new_block(self)
-        else: self._ctx[_OUT] += n * _ROW_BYTES
-        return out
+        "Rows since the last call, oldest first: they are the caller's, and not written again while anybody holds them."
+        return self._block.take()
 
     def want(
         self,
@@ -431,23 +409,23 @@ class AngelDecoder:
         self._state["flags"][list(syms)] |= FLAG_GAP
 
     @property
-    def unwanted(self) -> int: return int(self._ctx[_UNWANTED])
+    def unwanted(self) -> int: return self._told[_UNWANTED]
     @property
-    def crossed(self) -> int: return int(self._ctx[_CROSSED])
+    def crossed(self) -> int: return self._told[_CROSSED]
     @property
-    def disordered(self) -> int: return int(self._ctx[_DISORDERED])
+    def disordered(self) -> int: return self._told[_DISORDERED]
     @property
-    def frames_walked(self) -> int: return int(self._ctx[_FRAMES])
+    def frames_walked(self) -> int: return self._told[_FRAMES]
     @property
-    def waiting(self) -> int: return int(self._ctx[_N])
+    def waiting(self) -> int: return self._told[_N]
     @property
-    def messages(self) -> int: return int(self._ctx[_MSGS])
+    def messages(self) -> int: return self._told[_MSGS]
     @property
-    def dropped(self) -> int: return int(self._ctx[_DROPPED])
+    def dropped(self) -> int: return self._told[_DROPPED]
     @property
-    def malformed(self) -> int: return int(self._ctx[_MALFORMED])
+    def malformed(self) -> int: return self._told[_MALFORMED]
     @property
-    def unknown(self) -> int: return int(self._ctx[_UNKNOWN])
+    def unknown(self) -> int: return self._told[_UNKNOWN]
 
 # %% ../../nbs/feed/22_angel_wire.ipynb #56990708
 def set_hours(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACKET_BYTES', 'MODE_SNAP_QUOTE', 'CURRENCY_SEGMENT', 'EXCHANGE_TYPES', 'PACKET_OK', 'PACKET_CROSSED',
            'PACKET_DISORDERED', 'PACKET_LENGTH', 'PACKET_MODE', 'PACKET_TOKEN', 'PACKET_LEVEL', 'PACKET_TIME',
-           'PACKET_ROW', 'FeedError', 'token_key', 'find_sym', 'TokenTable', 'exchange_type', 'token_table',
+           'PACKET_ROW', 'FeedError', 'direct', 'token_key', 'find_sym', 'TokenTable', 'exchange_type', 'token_table',
            'decode_into', 'decode_snap_quote', 'decode_at', 'packet_error', 'read_packet', 'SnapExtras',
            'packet_extras', 'wire_price', 'encode_snap_quote']
 
@@ -85,6 +85,16 @@ def _pointer(typing_context: Any, address: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
     return types.voidptr(types.int64), emit
+
+# %% ../../nbs/feed/07_packet.ipynb #01202e64
+def direct(
+    compiled: Any,  # an `njit` function of integers alone, without keywords
+    arguments: int,  # how many it takes
+) -> Callable[..., Any]:  # takes exactly so many integers
+    "The machine code itself, past numba's look at the types of what it is given: that look costs as much as decoding a packet."
+    signature = (types.int64,) * arguments
+    compiled.compile(signature)
+    return compiled.get_overload(signature)  # type: ignore[no-any-return]
 
 # %% ../../nbs/feed/07_packet.ipynb #ed6757b7
 @njit(cache=True)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEXT', 'BINARY', 'CLOSE', 'PING', 'PONG', 'MAX_MESSAGE', 'Message', 'SocketError', 'accept_key', 'client_frame',
-           'UpgradeRefused', 'check_upgrade', 'tls_context', 'TlsLine', 'WebSock', 'payload', 'open_socket']
+           'UpgradeRefused', 'check_upgrade', 'tls_context', 'TlsLine', 'WebSock', 'payload', 'plain_frame',
+           'open_socket']
 
 # %% ../../nbs/feed/19_websock.ipynb #3b90bdaa
 import base64
@@ -16,14 +17,15 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+from numba import njit
 
-from .packet import FeedError
+from .packet import FeedError, _u8
 
 # %% ../../nbs/feed/19_websock.ipynb #cf1f7132
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
@@ -111,14 +113,17 @@ class TlsLine:
     ) -> None:
         self._sock, self._incoming, self._outgoing = sock, ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
-        self._raw, self._unsent = memoryview(bytearray(1 << 18)), bytearray()
+        self._recv, self._raw, self._unsent = sock.recv_into, memoryview(bytearray(1 << 18)), bytearray()
         self._more = self._over = False  # more lies here than was taken; the server has ended
         self._broken: OSError | None = None  # why there will be no more
 
     def handshake(self) -> None:
         "Shake hands on a blocking socket; raises OSError."
         while True:
-            try: return self._tls.do_handshake()
+            try:
+                self._tls.do_handshake()
+                self._more = self._incoming.pending > 0  # something may have come with its last words
+                return
             except ssl.SSLWantReadError: pass
             finally: self._sock.sendall(self._outgoing.read())
             n = self._sock.recv_into(self._raw)
@@ -127,14 +132,14 @@ class TlsLine:
 
     def recv_into(self, view: memoryview) -> int:
         "Decrypt all that has arrived and fits; 0: the server has ended. Raises BlockingIOError when there is nothing."
-        got, n = _open_records(self, view, 0), len(self._raw)
+        got, n = _open_records(self, view, 0, True) if self._more else 0, len(self._raw)
         while got < len(view) and n == len(self._raw) and not self._over:
-            try: n = self._sock.recv_into(self._raw)
+            try: n = self._recv(self._raw)
             except BlockingIOError: break
             except OSError as e: n, self._broken = 0, e
             self._over |= n == 0
             self._incoming.write(self._raw[:n])
-            got = _open_records(self, view, got)
+            got = _open_records(self, view, got, False)
         self._more = got == len(view) or self._over
         if self._unsent or self._outgoing.pending: _send_records(self)
         if got: return got
@@ -149,6 +154,10 @@ class TlsLine:
         n = self._tls.write(data)
         _send_records(self)
         return n
+
+    def flush(self) -> None:
+        "Send what the socket refused before."
+        _send_records(self)
 
     def sendall(self, data: bytes) -> None:
         "Encrypt and send on a blocking socket."
@@ -168,11 +177,12 @@ class TlsLine:
     def close(self) -> None: self._sock.close()
 
 # %% ../../nbs/feed/19_websock.ipynb #5dbbdf50
-def _open_records(line: "TlsLine", view: memoryview, got: int) -> int:
-    "Decrypt into `view` from `got` on; where the plain text now ends."
-    tls, incoming, room = line._tls, line._incoming, len(view)
-    while got < room and (incoming.pending or tls.pending()):
-        try: n = int(tls.read(room - got, view[got:]))  # type: ignore[call-overload]
+def _open_records(line: "TlsLine", view: memoryview, got: int, left: bool) -> int:
+    "Decrypt into `view` from `got` on; where the plain text now ends. `left`: part of a record was left behind for want of room."
+    read, incoming, room = line._tls.read, line._incoming, len(view)
+    while got < room and (left or incoming.pending):
+        left = False
+        try: n = int(read(room - got, view[got:] if got else view))  # type: ignore[call-overload]
         except ssl.SSLWantReadError: break  # half a record
         except ssl.SSLError as e: n, line._broken = 0, e
         got += n
@@ -207,14 +217,12 @@ class WebSock:
         rest: bytes = b"",  # bytes that came behind the handshake
         size: int = 1 << 20,  # bytes of the receive buffer; grows for a larger message
     ) -> None:
-        self.sock, self.fd, self.ended = sock, int(sock.fileno()), ""
+        self.sock, self.fd, self.ended, self._recv = sock, int(sock.fileno()), "", sock.recv_into
         self.heard = self.pinged = self.ponged = time.monotonic()
-        self._tls = isinstance(sock, TlsLine)
-        self.received = 0  # bytes of the last receipt
+        self._tls, self.received = isinstance(sock, TlsLine), 0  # received: bytes of the last receipt
         self._poll = select.poll()
         self._poll.register(self.fd, select.POLLIN)
-        self._out = bytearray()
-        self._joined: list[Any] = []  # keeps assembled messages alive until the next pump
+        self._out, self._joined = bytearray(), list[Any]()  # _joined keeps assembled messages alive until the next pump
         self._fragments, self._opcode = bytearray(), 0
         self._fresh = bool(rest)  # bytes nobody has looked at, though the socket has nothing new
         _allot(self, max(size, 2 * len(rest)), rest)
@@ -225,24 +233,30 @@ class WebSock:
         "Take what has arrived; True when something came. Raises SocketError once the connection has ended."
         if self.ended: raise SocketError(f"websocket ended: {self.ended}", next_step="connect again")
         if self._joined: self._joined.clear()
-        if self._start:
-            if self._start < self._end: self._view[:self._end - self._start] = bytes(self._view[self._start:self._end])
+        if self._start == self._end: self._start = self._end = 0
+        elif self._start:
+            self._view[:self._end - self._start] = bytes(self._view[self._start:self._end])
             self._start, self._end = 0, self._end - self._start
         elif self._end == self._size: _allot(self, 2 * self._size, bytes(self._view))
         if self._out: _flush(self)
         fresh, self._fresh = self._fresh, False
         return _fill(self) or fresh
 
-    def span(self) -> tuple[int, int]:
-        "Address and length of the bytes received and not yet handed out: for a compiled walk over plain frames."
-        return self._base + self._start, self._end - self._start
-
-    def skip(
+    def walk(
         self,
-        n: int,  # bytes of whole frames at the beginning of `span`
-    ) -> None:
-        "Those frames have been read elsewhere."
-        self._start += n
+        compiled: Callable[[int, int, int, int], int],  # reads whole frames, see `plain_frame`; returns how many bytes it took
+        memory: int,  # address of its decoder's memory
+        recv: int,  # ns UTC
+    ) -> int:  # bytes taken
+        "Let a compiled function read what has been received and not yet handed out, where it lies."
+        used = compiled(self._base + self._start, self._end - self._start, memory, recv)
+        self._start += used
+        return used
+
+    @property
+    def address(self) -> int: return self._base + self._start  # of what has been received and not yet handed out
+    @property
+    def unread(self) -> int: return self._end - self._start  # bytes of it
 
     def messages(
         self,
@@ -290,7 +304,12 @@ class WebSock:
     @property
     def buffered(self) -> bool:
         "Is there something to do that the descriptor does not show?"
-        return self._fresh or bool(self.ended) or (self._tls and self.sock.pending() > 0)
+        return bool(self._fresh or self.ended or (self._tls and self.sock.pending()))
+
+    def flush(self) -> None:
+        "Send what a full socket refused before."
+        if self._out: _flush(self)
+        if self._tls: self.sock.flush()
 
     def ping(self) -> None:
         "Ask the server for a sign of life; `ponged` tells when it last gave one."
@@ -316,7 +335,7 @@ def _fill(ws: "WebSock") -> bool:
     "Receive what has arrived, as far as the buffer has room."
     ws.received = 0
     if ws._end == ws._size: return False
-    try: n = ws.sock.recv_into(ws._view[ws._end:])  # all there is, or all that fits
+    try: n = ws._recv(ws._view[ws._end:] if ws._end else ws._view)  # all there is, or all that fits
     except BlockingIOError: return False
     except OSError as e: n, ws.ended = 0, f"{type(e).__name__}: {e}"
     if n == 0:
@@ -368,6 +387,21 @@ def payload(
 ) -> bytes:  # a copy of its content
     "A message's bytes, for decoders that want an object."
     return ctypes.string_at(message[1], message[2])
+
+# %% ../../nbs/feed/19_websock.ipynb #603a16e4
+@njit(cache=True, inline="always")
+def plain_frame(
+    addr: int,  # address of received bytes
+    at: int,  # offset of a frame, two bytes of it at least
+    length: int,  # bytes received
+) -> Any:  # offset of its payload, and length; or length -1: not for here; -2: not whole
+    "Where the payload of an unfragmented binary frame of less than 64 kB lies."
+    n = np.int64(_u8(addr, at + 1))
+    if _u8(addr, at) != 0x82 or n > 126: return at, -1
+    if n < 126: return at + 2, n if length - at - 2 >= n else -2
+    if length - at < 4: return at, -2
+    n = np.int64(_u8(addr, at + 2)) << 8 | np.int64(_u8(addr, at + 3))
+    return at + 4, n if length - at - 4 >= n else -2
 
 # %% ../../nbs/feed/19_websock.ipynb #f0232e7d
 def _secure(sock: socket.socket, context: ssl.SSLContext, host: str) -> TlsLine:
