@@ -166,6 +166,7 @@ def changes_sent(run_dir: Path) -> Counter:
     return Counter((x["id"], x["intent"]["qty"]) for x in lines if x["k"] == "wire" and x["op"] == "modify")
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("faults", [{}, {"lost_ack_prob": 0.5}], ids=["quiet", "lost answers"])
 def test_kill_at_every_boundary_while_a_stop_grows(tape, tmp_path, faults):
     """An entry that fills in pieces: its stop is changed again and again, and the process dies before and after each of its commits."""
