@@ -423,7 +423,7 @@ def fits_crypto(cfg: RunConfig) -> None:
 def fine_enough(
     universe: Universe,  # crypto pairs, with the steps the venue tells
 ) -> None:
-    "Refuse a pair whose steps are coarser than its fees: what is left of a purchase would be no multiple of them, and not be sold whole."
+    "Refuse a pair whose steps are coarser than its fees: what is left of a purchase would be no multiple of them and stay."
     for i in universe.instruments:
         if i.unit > NINE:
             raise ConfigError(f"quantity step of {i.symbol}", f"{i.unit:f}", f"{NINE:f}", "take the pair out, or look at min_trade_increment at Alpaca")
