@@ -426,7 +426,7 @@ def fine_enough(
     "Refuse a pair whose steps are coarser than its fees: what is left of a purchase would be no multiple of them and stay."
     for i in universe.instruments:
         if i.unit > NINE:
-            raise ConfigError(f"quantity step of {i.symbol}", f"{i.unit:f}", f"{NINE:f}", "take the pair out, or look at min_trade_increment at Alpaca")
+            raise ConfigError(f"quantity step of {i.symbol}", f"{i.unit:f}", f"{NINE:f}", "take it out; the step is Alpaca's min_trade_increment")
 
 # %% ../../nbs/trader/12_setup.ipynb #df1b1da3
 def setup_for(
