@@ -250,7 +250,7 @@ def test_the_day_ends_at_midnight_utc_and_nothing_stays(tmp_path: Path) -> None:
     cfg = conf(tape, 890, **{"risk.avoid_last_minutes": 0, "exits.time_stop_s": 0.0, "strategy.exit_on_opposite": False, "exits.stop_pct": 0.05,
                              "exits.target_pct": 0.5})
     run_dir = folder(tmp_path, cfg)
-    with venue(tape, 20.0) as server:
+    with venue(tape, 15.0) as server:
         assert run_session(cfg, run_dir) == EXIT_OK
         same_as_venue(run_dir, server)
         sold = [e for e in server.get("truth")["executions"] if e["side"] < 0]
@@ -268,12 +268,13 @@ def test_the_shipped_configuration_on_recorded_books(tmp_path: Path) -> None:
     params = yaml.safe_load((ROOT / "nbs/live/alpaca_crypto.yaml").read_text(encoding="utf-8"))
     end = datetime.fromtimestamp(int(tape.rows["ts"][0]) / 1e9 + 300, UTC)
     speed = 5.0
-    params |= {"venue": {"broker": "alpaca_practice", "alpaca": {"feed": {"batch_gap_s": 0.05}}}, "symbols": ["BTC/USD", "ETH/USD"],
-               "universe": str(ROOT / "data/crypto_pairs.csv"), "until": end.isoformat(),
+    params |= {"venue": {"broker": "alpaca_practice", "alpaca": {"feed": {"batch_gap_s": 0.05, "silence_s": 300.0}}},
+               "symbols": ["BTC/USD", "ETH/USD"], "universe": str(ROOT / "data/crypto_pairs.csv"), "until": end.isoformat(),
                "risk": {**params["risk"], "avoid_last_minutes": 0},     # the recording is of the day's last minutes
                "health": {"max_lag_ms": 20_000, "stale_ms": 20_000, "connection_stale_ms": 20_000},
                "session": {**params["session"], "drain_timeout_s": 100.0}}
-    with venue(tape, speed) as server:
+    early = int(tape.rows["ts"][0]) - int(45 * speed * 1e9)   # the notebook has so long to start before the market does
+    with venue(tape, speed, start=early) as server:
         status, out = finish(papermill(tmp_path, params), 300)
         assert status == 0, out[-3000:]
         same_as_venue(tmp_path / "run", server, "paper")

@@ -6,8 +6,8 @@
 __all__ = ['TERMS', 'LIVE', 'HOUR', 'MINUTE', 'HISTORY_DAYS', 'CAPS', 'FarSection', 'AlpacaSection', 'AngelSection',
            'VenueSection', 'RunConfig', 'PressureRunConfig', 'BarRunConfig', 'imitated', 'paper_config', 'refuse_live',
            'Market', 'chosen', 'load_market', 'only_day', 'load_bar_market', 'start_day', 'local_ns', 'entry_windows',
-           'fitted', 'on_venue_bars', 'strategy_id', 'past_bars', 'days_before', 'caps_for', 'fits_crypto', 'setup_for',
-           'beginning', 'paper_run']
+           'fitted', 'on_venue_bars', 'strategy_id', 'past_bars', 'days_before', 'caps_for', 'fits_crypto',
+           'fine_enough', 'setup_for', 'beginning', 'paper_run']
 
 # %% ../../nbs/trader/12_setup.ipynb #02b9a46b
 import hashlib
@@ -35,7 +35,7 @@ from ..feed.health import HealthConfig
 from ..feed.importers import load, seen_capabilities
 from ..feed.instrument import Capabilities, Universe, one_market
 from ..order.exits import ExitConfig
-from ..order.fees import FeeLedger, fees_for, withheld
+from ..order.fees import NINE, FeeLedger, fees_for, withheld
 from ..order.rules import rules_for
 from ..order.types import OrderType, Tif
 from ..risk.limits import RiskLimits
@@ -425,6 +425,15 @@ def fits_crypto(cfg: RunConfig) -> None:
     if (cfg.venue.plan or "").endswith("_maker"):
         raise ConfigError("venue.plan", cfg.venue.plan, "standard or tier2 to tier8: entries take liquidity, and the fee decides how much is held")
 
+# %% ../../nbs/trader/12_setup.ipynb #399f5bad
+def fine_enough(
+    universe: Universe,  # crypto pairs, with the steps the venue tells
+) -> None:
+    "Refuse a pair whose steps are coarser than its fees: what is left of a purchase would be no multiple of them and stay."
+    for i in universe.instruments:
+        if i.unit > NINE:
+            raise ConfigError(f"quantity step of {i.symbol}", f"{i.unit:f}", f"{NINE:f}", "take it out; the step is Alpaca's min_trade_increment")
+
 # %% ../../nbs/trader/12_setup.ipynb #df1b1da3
 def setup_for(
     cfg: RunConfig,  # a run's configuration
@@ -433,7 +442,9 @@ def setup_for(
     "Look up calendars, rules and fees for the day and fix what does not change while the session runs."
     day, uni = cfg.session.rules_date or market.day, one_market(market.universe)
     crypto = uni[0].venue == "CRYPTO"
-    if crypto: fits_crypto(cfg)
+    if crypto:
+        fits_crypto(cfg)
+        fine_enough(uni)
     elif cfg.sizing.fixed_qty % 1: raise ConfigError("sizing.fixed_qty", cfg.sizing.fixed_qty, "a whole number: stocks are traded in whole shares")
     params, note = fitted(cfg, market)
     sessions = tuple(session_for(i.venue, market.day, i.segment, i.derivatives) for i in uni.instruments)
