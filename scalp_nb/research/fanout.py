@@ -306,7 +306,7 @@ def _landed(client: "Client", flying: "Iterable[Future]", idle: float) -> "list[
 
 def _spread(client: "Client", job: Job[T], todo: Sequence[int], retries: int, lost: Counter[int]) -> Iterator[tuple[int, bytes]]:
     "Results as they come; `lost` counts the workers that died over each unit."
-    from distributed import KilledWorker
+    from distributed import CancelledError, KilledWorker
     queue, alone, guilty, flying = deque(todo), deque[int](), list[int](), dict["Future", int]()
     call = partial(_work, modules=job.modules, code=code_of(job.modules))
     while queue or alone or flying:
@@ -316,14 +316,15 @@ def _spread(client: "Client", job: Job[T], todo: Sequence[int], retries: int, lo
             i = queue.popleft()
             flying[client.submit(call, job.fn, job.tasks[i], key=f"unit-{i}-{lost[i]}-{os.urandom(4).hex()}", pure=False)] = i
         for future in _landed(client, flying, WAIT_S):
-            i = flying.pop(future)
-            error = future.exception() if future.status == "error" else None
-            if isinstance(error, KilledWorker) or future.status in ("lost", "cancelled"):
+            i, key = flying[future], job.key(job.tasks[flying.pop(future)])
+            try: got = future.result() if future.status != "lost" else None
+            except (KilledWorker, CancelledError): got = None   # its worker died: over it, or with its result
+            except Exception as e: raise ResearchError(f"unit {key}: {type(e).__name__}: {e}") from e
+            finally: future.release()
+            if got is not None: yield i, _accepted(got, key)
+            else:
                 lost[i] += 1
                 (queue if lost[i] <= retries else alone if lost[i] == retries + 1 else guilty).append(i)
-            elif error is not None: raise ResearchError(f"unit {job.key(job.tasks[i])}: {type(error).__name__}: {error}") from error
-            else: yield i, _accepted(future.result(), job.key(job.tasks[i]))
-            future.release()
     if guilty: raise _deadly([job.key(job.tasks[i]) for i in guilty], retries + 2)
 
 def _deadly(keys: Sequence[str], times: int) -> ResearchError:
