@@ -338,6 +338,8 @@ def test_the_broker_refuses_what_alpaca_would(tmp_path: Path) -> None:
             assert refusal("g", qty=D("0.05")) == "min_value"                      # the venue's own word: five dollars
             assert server.get("truth")["orders"] == []
             assert refusal("h", side=Side.SELL, purpose=Purpose.EXIT) == "insufficient_qty"
+            server.post("fault", fault="clock_skew", args={"seconds": 30.0, "skew": 3.0})
+            assert refusal("i") == "clock_skew" and server.get("truth")["orders"] == []   # its clock is asked before every entry, here too
         finally: shut(v)
 
 

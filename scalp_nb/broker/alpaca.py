@@ -459,12 +459,12 @@ def _fill(b: "AlpacaBroker", u: Update) -> bool:
 
 # %% ../../nbs/broker/03_alpaca.ipynb #e12fc2d7
 def _market_open(b: "AlpacaBroker") -> tuple[str, str] | None:
-    "The venue's clock, asked for this very order; None when the market is open."
+    "The venue's clock, asked for this very order; None when the market is open, as that of crypto always is."
     t0, a, t1 = b._clock(), _request(b, "get", "/clock"), b._clock()
     if a.status == 401: return "keys", f"{LOCKED_OUT}; not sent"
     if a.status == 0: return NO_LINE, f"market clock: no answer ({a.text[:60]}); not sent"
     if not a.ok or not isinstance(a.body, dict): return "clock_unavailable", f"market clock: {a.status} {a.text[:60]}; not sent"
-    if a.body.get("is_open") is not True: return "market_closed", f"market closed, next open {a.body.get('next_open')}"
+    if a.body.get("is_open") is not True and not b.crypto: return "market_closed", f"market closed, next open {a.body.get('next_open')}"
     off = _drift(a.body.get("timestamp"), t0, t1)
     if off is None: return "clock_unavailable", f"market clock without a time: {str(a.body)[:60]}; not sent"
     if abs(off) > b.cfg.max_skew_s:
@@ -485,7 +485,7 @@ def _gate(b: "AlpacaBroker", i: Intent) -> tuple[str, str] | None:
     "What keeps an entry from being sent; exits pass."
     if i.purpose is not Purpose.ENTRY: return None
     if not b._stream_up.is_set(): return "updates_down", "order updates are down: no entries until they are back"
-    return None if "/" in i.symbol else _market_open(b)
+    return _market_open(b)
 
 # %% ../../nbs/broker/03_alpaca.ipynb #32531a9d
 def _submit(b: "AlpacaBroker", i: Intent) -> None:
