@@ -84,9 +84,10 @@ def verdict(step: Step) -> str:
     return "ok" if step.rc == 0 else f"FAILED (status {step.rc})"
 
 
-def environment() -> dict[str, str]:
-    "This environment's programs and kernel first, nothing of the user's Jupyter configuration."
-    return {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}", "JUPYTER_PREFER_ENV_PATH": "1",
+def environment(cache: str) -> dict[str, str]:
+    """This environment's programs and kernel first, nothing of the user's Jupyter configuration, and an empty cache: Numba keeps what it
+    compiled for a notebook by the text of its cell alone, and would meet code compiled against another version of the cell before it."""
+    return {**os.environ, "XDG_CACHE_HOME": cache, "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}", "JUPYTER_PREFER_ENV_PATH": "1",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1", "PYTHONUTF8": "1"}
 
 
@@ -103,9 +104,11 @@ def main() -> int:
     if args.list:
         for s in todo: print(f"{s.name:8} {' '.join(s.argv)}")
     else:
+        cache = run_dir.parent / "cache"
+        cache.mkdir()
         for n, s in enumerate(todo, 1):
             print(f"\n==> [{n}/{len(todo)}] {s.name}", flush=True)
-            run(s, environment())
+            run(s, environment(str(cache)))
             print(f"<== {s.name}: {verdict(s)} in {s.seconds:.1f} s", flush=True)
             if s.rc: print(f"    What to do: {s.hint}.", flush=True)
         report(todo)
