@@ -13,6 +13,7 @@ import socket
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -201,7 +202,7 @@ def make_certificate(
     return ca_file
 
 # %% ../../nbs/practice/02_serving.ipynb #292ad17d
-class LocalServer:
+class LocalServer(ABC):
     "A venue on a port of 127.0.0.1."
     name = "practice"
     deflate = True   # offer compression to websocket clients
@@ -229,9 +230,9 @@ class LocalServer:
     _client: Any
     _folder: Any
 
+    @abstractmethod
     def open(self) -> Site:
         "Bring the venue to life; each broker its own."
-        raise NotImplementedError
 
     @property
     def url(self) -> str: return f"http{'s' * self.tls}://127.0.0.1:{self.port}"

@@ -12,6 +12,7 @@ __all__ = ['TERMS', 'LIVE', 'HOUR', 'MINUTE', 'HISTORY_DAYS', 'CAPS', 'FarSectio
 # %% ../../nbs/trader/12_setup.ipynb #02b9a46b
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from contextlib import suppress
@@ -50,7 +51,7 @@ from .promoted import promotion_of, record, require_promoted
 from .runner import Ledger, Runner
 
 # %% ../../nbs/trader/12_setup.ipynb #28dea3fd
-class FarSection(Section):
+class FarSection(Section, ABC):
     "What is particular to a broker that is not the paper venue. Secrets are in the environment, never here."
     url: str = ""                                                # of a practice venue; empty: from the environment
     speed: Annotated[float, Field(gt=0, le=100_000)] | None = None  # of a practice venue's clock; None: it is asked
@@ -60,9 +61,9 @@ class FarSection(Section):
     ours: ClassVar[Mapping[str, tuple[str, ...]]] = {}           # what the choice of the venue decides
 
     @classmethod
+    @abstractmethod
     def models(cls) -> dict[str, type[BaseModel]]:
         "Configurations of broker and feed."
-        raise NotImplementedError
 
     @field_validator("account", "feed")
     @classmethod
