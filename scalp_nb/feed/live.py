@@ -207,10 +207,11 @@ def keep_latest(
 # %% ../../nbs/feed/20_live.ipynb #564594c3
 ROWS_AT, ROWS_CAP, ROWS_N = 0, 1, 2  # of a decoder's memory: address of the next row's block, its room, rows that wait
 _ROW_BYTES, _NOTHING = DEPTH.itemsize, empty_depth(0)
-_UNHELD = 2  # references to a block of which nobody holds a part: ours, and the one that counts
 
 class RowBlock:
     "Rows between a compiled decoder and its reader."
+    unheld: int   # references to a block of which nobody holds a part, as this interpreter counts them
+
     def __init__(
         self,
         memory: npt.NDArray[np.int64],  # the decoder's, which begins with ROWS_AT, ROWS_CAP, ROWS_N
@@ -220,6 +221,7 @@ class RowBlock:
         self._spare, self._block, self._from = np.empty(2 * room, DEPTH), np.empty(2 * room, DEPTH), 0
         self._spare_at, self._block_at = int(self._spare.ctypes.data), int(self._block.ctypes.data)
         memory[ROWS_AT], memory[ROWS_CAP], memory[ROWS_N] = self._block_at, room, 0
+        self.unheld = sys.getrefcount(self._spare)   # nobody can hold it yet
 
     def take(self) -> Rows:
         "Rows since the last call, oldest first: they are the caller's, and not written again while anybody holds them."
@@ -227,7 +229,7 @@ class RowBlock:
         if not n: return _NOTHING
         out: Rows = self._block[at:at + n]
         self._memory[ROWS_N], self._from = 0, at + n
-        if sys.getrefcount(self._spare) == _UNHELD: self._turn()
+        if sys.getrefcount(self._spare) == self.unheld: self._turn()
         elif self._from > self._room:
             self._spare = np.empty(2 * self._room, DEPTH)
             self._spare_at = int(self._spare.ctypes.data)
