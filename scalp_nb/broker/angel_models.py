@@ -271,6 +271,11 @@ def read_hint(
 # %% ../../nbs/broker/04_angel_models.ipynb #37e2c426
 def _text(d: Decimal | None) -> str: return "0" if d is None else f"{d:f}"
 
+def _units(d: Decimal) -> str:
+    "A quantity as Angel One takes it: digits alone, also where arithmetic left decimals."
+    if d % 1 or d <= 0: raise BrokerError("quantity for Angel One", f"{d:f}", "whole units above 0")
+    return str(int(d))
+
 def order_params(
     i: Intent,  # LIMIT or STOP_LIMIT, for the day
     ins: Instrument,  # with its token
@@ -280,7 +285,7 @@ def order_params(
     stop = i.type is OrderType.STOP_LIMIT
     return {"variety": "STOPLOSS" if stop else "NORMAL", "tradingsymbol": trading_symbol(ins), "symboltoken": ins.token,
             "transactiontype": "BUY" if i.side > 0 else "SELL", "exchange": exchange_of(ins), "ordertype": "STOPLOSS_LIMIT" if stop else "LIMIT",
-            "producttype": "INTRADAY", "duration": "DAY", "price": _text(i.limit), "triggerprice": _text(i.stop), "quantity": _text(i.qty),
+            "producttype": "INTRADAY", "duration": "DAY", "price": _text(i.limit), "triggerprice": _text(i.stop), "quantity": _units(i.qty),
             "disclosedquantity": "0", "squareoff": "0", "stoploss": "0", "ordertag": i.id}
 
 # %% ../../nbs/broker/04_angel_models.ipynb #4fef2210
@@ -292,7 +297,7 @@ def modify_params(
 ) -> dict[str, str]:  # for modifyOrder
     "The whole order again: what is not named would be lost."
     return {"variety": "STOPLOSS" if kind.startswith("STOPLOSS") else "NORMAL", "orderid": order_id, "ordertype": kind, "producttype": "INTRADAY",
-            "duration": "DAY", "price": _text(terms.limit), "triggerprice": _text(terms.stop), "quantity": _text(terms.qty),
+            "duration": "DAY", "price": _text(terms.limit), "triggerprice": _text(terms.stop), "quantity": _units(terms.qty),
             "tradingsymbol": trading_symbol(ins), "symboltoken": ins.token, "exchange": exchange_of(ins)}
 
 # %% ../../nbs/broker/04_angel_models.ipynb #481b51bc

@@ -132,7 +132,7 @@ def withheld(
     if side < 0: return Decimal(0)
     with localcontext(_CTX):
         rate = sum((i.rate for i in schedule.items if i.basis == "credited" and i.buy), Decimal(0))
-        return (qty * rate).quantize(NINE, ROUND_CEILING)
+        return (qty * rate).quantize(NINE, ROUND_CEILING) if rate else Decimal(0)   # a zero of nine decimals would give every share nine
 
 # %% ../../nbs/order/06_fees.ipynb #4a8be40e
 def _raw_step(ledger: FeeLedger, item: FeeItem, order: str, side: Side, value: Decimal, qty: Decimal, taxed: Decimal) -> Decimal:

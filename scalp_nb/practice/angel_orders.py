@@ -337,7 +337,7 @@ def read_order(
     tag = str(body.get("ordertag") or "")
     if len(tag) > 20: raise Refused("AB4008", "ordertag length should be less than or equal to 20")
     qty, price, trigger = (number(body, k) for k in ("quantity", "price", "triggerprice"))
-    if not qty or qty % 1: raise Refused("AB1007", "Invalid quantity")
+    if not qty or not str(body["quantity"]).isdigit(): raise Refused("AB1007", "Invalid quantity")
     if kind.endswith("LIMIT") and not price: raise Refused("AB1007", "Invalid price")
     if kind.startswith("STOPLOSS") and not trigger: raise Refused("AB1007", "Invalid triggerprice")
     id, uid = _ids(o)
@@ -618,7 +618,8 @@ def modify(
     if kind.endswith("MARKET"): raise Refused("AB1007", "Market orders are not allowed for algo orders")
     if t.change is not None or t.cancelling or t.stage < 3: raise Refused("AB1007", f"AMX error: order is {t.status}")
     qty, price, trigger = (number(body, k) for k in ("quantity", "price", "triggerprice"))
-    if qty % 1 or not qty or (qty <= t.filled and o.terms.modify_qty == "total"): raise Refused("AB1007", "Invalid quantity")
+    counted = str(body.get("quantity")).isdigit()
+    if not qty or not counted or (qty <= t.filled and o.terms.modify_qty == "total"): raise Refused("AB1007", "Invalid quantity")
     if not price or (t.armed and not trigger): raise Refused("AB1007", "Invalid price")
     t.change = {"price": str(price), "trigger": str(trigger if t.armed else t.trigger), "qty": str(qty), "duration": duration}
     note(o.desk, "modify", id=t.id, **t.change)
