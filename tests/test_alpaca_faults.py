@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ pytest.importorskip("alpaca")
 
 from alpaca_faults import CRYPTO, HOUSE, config_of, tape_of  # noqa: E402
 from alpaca_live import until, venue  # noqa: E402
+from fault_checks import kept as grown  # noqa: E402
 from fault_checks import protected  # noqa: E402
 from fault_runs import CHECKS, House, Line, broken, conserved, counted, durable, fresh, latched, once, play, replayed, run_seed, unspoken  # noqa: E402
 
 from scalp_nb.feed.alpaca import AlpacaFeed, AlpacaFeedConfig  # noqa: E402
+from scalp_nb.order.types import Terms, Update, UpdateKind  # noqa: E402
 from scalp_nb.practice.alpaca import PracticeServer  # noqa: E402
 from scalp_nb.practice.faults import read_script  # noqa: E402
+from scalp_nb.trader.events import Evidence, Modify  # noqa: E402
 from scalp_nb.trader.streaming import new_recorder, recorded_rows  # noqa: E402
 
 FOUND = {
@@ -55,7 +59,7 @@ def test_a_broken_invariant_is_seen(tmp_path: Path) -> None:
     assert broken(s) == [] and s.of("note:fill")
     judge = {"1": durable, "2": once, "3": counted, "4": conserved, "5": protected, "6": fresh, "7": latched, "8": durable, "9": replayed,
              "10": unspoken}
-    assert {*judge.values()} == {*CHECKS}
+    assert {*judge.values(), grown} == {*CHECKS}
     def finds(n: str, words: str = "") -> bool: return any(x.startswith(f"{n}:") and words in x for x in judge[n](s))
     submits = s.of("command:Submit")
     first, entry = submits[0].data.intent.id, submits[0]
@@ -69,6 +73,15 @@ def test_a_broken_invariant_is_seen(tmp_path: Path) -> None:
     assert finds("3", "not at the venue") and finds("4", "by its executions")
     s.truth["executions"].append(lost)
     kept, placed, executions = s.records, s.placed, s.truth["executions"]
+    terms, over = Terms(Decimal(5), Decimal(1), Decimal(2)), kept[-1].ts + 10**12
+    s.seen.changes[first, terms.qty] += 1
+    assert any(x.startswith("2:") and "arrived 1 times, asked for 0" in x for x in grown(s))
+    s.records = [*kept, Line(0, over, "command:Modify", Modify(first, terms, "resize")),
+                 Line(0, over, "event:Evidence", Evidence(over, Update(over, first, UpdateKind.MODIFIED, terms=terms)))]
+    assert [x.startswith("5:") and "not at the venue while it was changed" in x for x in grown(s)] == [True]
+    s.seen.changes.clear()
+    s.records = kept
+    assert not [*grown(s)]
     exits = {r.data.intent.id for r in submits if r.data.intent.purpose.value != "entry"}
     def plant(drop: tuple[str, ...] = (), add: Any = None, orders: bool = True) -> None:
         "Forget records of some kinds, and the exits at the venue; put one record before the first order."
